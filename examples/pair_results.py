@@ -285,8 +285,8 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def draw(document: Mapping[str, Any], stem: Path) -> None:
     """Draws accuracy against share: each scorer's sweep and cascade, and each other baseline once."""
-    runs, drawn = document["runs"], dict[str, str]()
-    points = []
+    runs, points = document["runs"], []
+    drawn: dict[str, str] = {}
     for name, run in runs.items():
         scorer = name.replace("_", " ")
         for arm in run["arms"]:

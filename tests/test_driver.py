@@ -16,12 +16,16 @@ from hypothesis import strategies as st
 from langchain_core.callbacks import BaseCallbackHandler
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
-from test_run import Fickle, texts
+from test_run import POLICIES, texts
 
-from trim_graph import Budget, Quota, Quotas, TrimContext, open_ledger
+from trim_graph import Budget, Quota, Quotas, TrimChatModel, TrimContext, open_ledger
 from trim_graph.adapters import ModelServerError
-from trim_graph.driver import adrive, drive, final_state, needs_langgraph
-from trim_graph.policies import entropy_probe, large_only, small_only, stay_on_large, threshold
+from trim_graph.driver import adrive, config_without_loop, drive, final_state
+from trim_graph.evaluation import Question
+from trim_graph.evaluation.records import WorkItem
+from trim_graph.evaluation.runner import run_question
+from trim_graph.policies import threshold
+from trim_graph.run import TrimGraph
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
 
 ASKED = [("user", "2 + 2?")]
@@ -90,6 +94,10 @@ class Silent(BaseCallbackHandler):
 THROUGH_LANGGRAPH = {"callbacks": [Silent()]}
 
 
+def needs_langgraph(graph: Any, config: Any) -> bool:
+    return config_without_loop(graph, config) is None
+
+
 def check_equal(build: Any, config: Any = None, context: Any = None) -> dict[str, Any]:
     """Plays a graph both ways, synchronously and asynchronously; returns what it shows."""
     config = config or {}
@@ -106,16 +114,7 @@ def check_equal(build: Any, config: Any = None, context: Any = None) -> dict[str
     limit=st.none() | st.integers(1, 40),
     small=texts,
     large=texts,
-    policy=st.sampled_from(
-        [
-            Fickle(),
-            small_only(),
-            large_only(),
-            threshold(0.5),
-            stay_on_large(Fickle(), 2),
-            entropy_probe(1.0) | Fickle(),
-        ]
-    ),
+    policy=st.sampled_from([*POLICIES, threshold(0.5)]),
     entropies=st.lists(st.sampled_from([0.0, 0.5, 1.5]), max_size=25),
     scores=st.dictionaries(texts.flatmap(st.sampled_from), st.sampled_from([0.1, 0.9])),
     budget=st.sampled_from([Budget(), Budget(large_tokens=7), Budget(large_calls=1, on_exhausted="stop")]),
@@ -218,6 +217,21 @@ def test_tracing_by_the_environment_gets_langgraph(make, monkeypatch):
     finally:
         monkeypatch.undo()
         get_env_var.cache_clear()
+
+
+async def test_questions_are_run_without_the_loop(make, monkeypatch):
+    def looped(*given: Any, **options: Any) -> Any:
+        pytest.fail("LangGraph's loop runs")
+
+    monkeypatch.setattr(TrimGraph, "stream", looped)
+    monkeypatch.setattr(TrimGraph, "astream", looped)
+    graph = make().graph
+    record = await run_question(graph, WorkItem(0, 0, Question("2 + 2?")))
+    model = TrimChatModel(graph=graph)
+    answers = [record["solution"], model.invoke("2 + 2?").text, (await model.ainvoke("2 + 2?")).text]
+    answers.append("".join([str(chunk.text) async for chunk in model.astream("2 + 2?")]))
+    assert record["error"] is None
+    assert len(set(answers)) == 1
 
 
 def test_a_run_that_is_left_stops_its_calls(make):

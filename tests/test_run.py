@@ -87,6 +87,17 @@ def test_every_limit_is_refused_or_kept_when_every_step_is_probed(make, policy, 
         check(rig, rig.graph, limit)
 
 
+POLICIES = [
+    Fickle(),
+    small_only(),
+    large_only(),
+    stay_on_large(Fickle(), 2),
+    Fickle() & large_only(),
+    entropy_probe(1.0),
+    entropy_probe(1.0) | Fickle(),
+    entropy_probe(1.0) & Fickle(),
+    stay_on_large(Fickle() | entropy_probe(0.0), 1),
+]
 texts = st.lists(st.sampled_from(["a", "b c", "---", "", " ", "d e f g h"]), min_size=1, max_size=25)
 
 
@@ -95,19 +106,7 @@ texts = st.lists(st.sampled_from(["a", "b c", "---", "", " ", "d e f g h"]), min
     limit=st.integers(1, 60),
     small=texts,
     large=texts,
-    policy=st.sampled_from(
-        [
-            Fickle(),
-            small_only(),
-            large_only(),
-            stay_on_large(Fickle(), 2),
-            Fickle() & large_only(),
-            entropy_probe(1.0),
-            entropy_probe(1.0) | Fickle(),
-            entropy_probe(1.0) & Fickle(),
-            stay_on_large(Fickle() | entropy_probe(0.0), 1),
-        ]
-    ),
+    policy=st.sampled_from(POLICIES),
     entropies=st.lists(st.sampled_from([0.0, 0.5, 1.5]), max_size=25),
     max_step_tokens=st.integers(1, 9),
     seed=st.integers(0, 99),

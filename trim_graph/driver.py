@@ -78,18 +78,14 @@ def drive(
     Raises:
         Exception: What ``graph.stream`` raises.
     """
-    if needs_langgraph(graph, config):
-        state = _first_state(messages)
+    own = config_without_loop(graph, config)
+    if own is None:
         parts = graph.stream({"messages": messages}, config, context=context, stream_mode=_MODES)
         with contextlib.closing(parts):
-            for part in parts:
-                for progress in _progress(part, state, on_event):
-                    state = progress.state
-                    yield progress
+            yield from filter(None, map(_Followed(messages, on_event).take, parts))
         return
     invocation = new_invocation()
-    run = _Run(graph, messages, config, context, on_event, invocation)
-    yield from invocation.stream(run.nodes())
+    yield from invocation.stream(_Run(graph, messages, own, context, on_event, invocation).nodes())
 
 
 async def adrive(
@@ -101,17 +97,17 @@ async def adrive(
     on_event: OnEvent = _ignore,
 ) -> AsyncGenerator[Progress, None]:
     """Runs a question as `drive` does, without blocking the event loop."""
-    if needs_langgraph(graph, config):
-        state = _first_state(messages)
+    own = config_without_loop(graph, config)
+    if own is None:
         parts = graph.astream({"messages": messages}, config, context=context, stream_mode=_MODES)
+        followed = _Followed(messages, on_event)
         async with contextlib.aclosing(parts):
             async for part in parts:
-                for progress in _progress(part, state, on_event):
-                    state = progress.state
+                if (progress := followed.take(part)) is not None:
                     yield progress
         return
     invocation = new_async_invocation()
-    run = _Run(graph, messages, config, context, on_event, invocation)
+    run = _Run(graph, messages, own, context, on_event, invocation)
     async with contextlib.aclosing(invocation.astream(run.anodes())) as steps:
         async for progress in steps:
             yield progress
@@ -132,24 +128,25 @@ async def final_state(
     return state
 
 
-def needs_langgraph(graph: Any, config: RunnableConfig | None) -> bool:
-    """Returns whether a call asks for what only LangGraph's loop has: checkpoints, a parent graph, traces.
+def config_without_loop(graph: Any, config: RunnableConfig | None) -> RunnableConfig | None:
+    """Returns the whole config of a run without LangGraph's loop.
 
     Args:
         graph: The graph.
         config: Of the call; the surrounding one, its callback handlers and those of the environment count.
+
+    Returns:
+        The config; None where a call asks for what only the loop has: checkpoints, a parent graph, traces.
     """
     if not isinstance(graph, TrimGraph) or graph.checkpointer:
-        return True
+        return None
     if any(key.startswith(LANGGRAPH) for key in ensure_config(config)["configurable"]):
-        return True
-    return bool(get_callback_manager_for_config(_whole_config(graph, config)).handlers)
-
-
-def _whole_config(graph: TrimGraph, config: RunnableConfig | None) -> RunnableConfig:
+        return None
     # LangChain takes a limit of 25, its default, for one that nobody named.
     named = with_recursion_limit({**(graph.config or {}), **(config or {})})["recursion_limit"]
-    return ensure_config({**merge_configs(graph.config, config), "recursion_limit": named})
+    whole = ensure_config({**merge_configs(graph.config, config), "recursion_limit": named})
+    callbacks = get_callback_manager_for_config(whole)
+    return None if callbacks.handlers else {**whole, "callbacks": callbacks}
 
 
 def _first_state(messages: Sequence[Any]) -> TrimState:
@@ -159,15 +156,31 @@ def _first_state(messages: Sequence[Any]) -> TrimState:
 _MODES = ["custom", "updates"]
 
 
-def _progress(part: tuple[str, Any], state: TrimState, on_event: OnEvent) -> Iterator[Progress]:
-    """Yields the progress in a part of LangGraph's stream; an event goes to ``on_event``."""
-    mode, content = part
-    if mode == "custom":
-        on_event(content)
-        return
-    for update in content.values():
-        state = reduce_state(state, update or {})
-        yield Progress(update or {}, state)
+class _Followed:
+    """A run that LangGraph streams.
+
+    Args:
+        messages: The conversation.
+        on_event: Receives each event.
+    """
+
+    def __init__(self, messages: Sequence[Any], on_event: OnEvent) -> None:
+        self._state, self._on_event = _first_state(messages), on_event
+
+    def take(self, part: tuple[str, Any]) -> Progress | None:
+        """Takes a part of the stream; returns what a node did, and passes an event on."""
+        mode, content = part
+        if mode == "custom":
+            self._on_event(content)
+            return None
+        (update,) = content.values()
+        self._state = reduce_state(self._state, update or {})
+        return _progress(update, self._state)
+
+
+def _progress(update: Any, state: TrimState) -> Progress:
+    """Returns what a node did, in a state that its reader may change."""
+    return Progress(update or {}, cast(TrimState, {**state}))
 
 
 class _Run:
@@ -176,7 +189,7 @@ class _Run:
     Args:
         graph: The graph, whose nodes and config count.
         messages: The conversation.
-        config: Of the call.
+        config: The whole config, of `config_without_loop`.
         context: Of the call.
         on_event: Receives each event.
         invocation: Of the run.
@@ -186,25 +199,22 @@ class _Run:
         self,
         graph: TrimGraph,
         messages: Sequence[Any],
-        config: RunnableConfig | None,
+        config: RunnableConfig,
         context: Any,
         on_event: OnEvent,
         invocation: Invocation,
     ) -> None:
-        whole = _whole_config(graph, config)
-        for own in ("run_id", "run_name"):  # the run's, not its calls'
-            whole.pop(own, None)
         if isinstance(context, dict):
             context = TrimContext(**context)
         self._events: list[dict[str, Any]] = []
         runtime = Runtime(context=context, stream_writer=self._events.append)
         self._on_event, self._invocation = on_event, invocation
-        self._config: RunnableConfig = {
-            **whole,
-            "callbacks": get_callback_manager_for_config(whole),
-            "configurable": {**whole["configurable"], INVOCATION: invocation, RUNTIME: runtime},
-        }
-        self._graph, self._left = graph, whole["recursion_limit"]
+        configurable = {**config["configurable"], INVOCATION: invocation, RUNTIME: runtime}
+        self._config: RunnableConfig = {**config, "configurable": configurable}
+        # The run's, not its calls'.
+        self._config.pop("run_id", None)
+        self._config.pop("run_name", None)
+        self._graph, self._left = graph, config["recursion_limit"]
         self._state = _first_state(messages)
         self._node = "route"
         self._input: Any = begin_route(self._state)[0].arg
@@ -252,7 +262,7 @@ class _Run:
         self._state = reduce_state(self._state, update or {})
         self._node = self._following(output)
         self._input = {**self._state, "remaining_steps": self._left - 1}
-        return Progress(update or {}, cast(TrimState, {**self._state}))
+        return _progress(update, self._state)
 
     def _following(self, output: Command[Any] | dict[str, Any]) -> str:
         """Returns the next node by the edges of `create_trim_graph`; an empty text ends the run."""

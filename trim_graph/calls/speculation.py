@@ -175,8 +175,8 @@ class UnsettledUsage:
 class SpeculationSlot:
     """The speculative call of one invocation: at most one at a time, taken once or dropped.
 
-    `TrimGraph.astream` makes a slot for each invocation and closes it however the invocation ends. The slot
-    belongs to the invocation's event loop.
+    Each asynchronous invocation has a slot (`trim_graph.run.new_async_invocation`), and closes it however it
+    ends. The slot belongs to the invocation's event loop.
     """
 
     def __init__(self) -> None:

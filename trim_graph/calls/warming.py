@@ -94,7 +94,8 @@ class WarmCall:
 class WarmingSlot:
     """The calls of one invocation that warm the cache: at most one runs at a time.
 
-    `TrimGraph.astream` makes a slot for each invocation and closes it however the invocation ends.
+    Each asynchronous invocation has a slot (`trim_graph.run.new_async_invocation`), and closes it however it
+    ends.
 
     Attributes:
         closed: Whether the invocation makes no further call.

@@ -281,9 +281,8 @@ def resample(columns: MetricColumns, *, seed: int = 0, timed: bool = True) -> Re
         seed: Of the draws.
         timed: Whether the seconds are those that the models took; not where a cache has answered.
     """
-    unknown = {"correct"} if not columns.graded else set()
-    unknown |= {"seconds"} if not timed else set()
-    names = [name for name in _MEANS if name not in unknown]
+    known = {"correct": columns.graded, "seconds": timed}
+    names = [name for name in _MEANS if known.get(name, True)]
     return Resampled(
         plain={name: columns.mean(name) for name in names},
         means=resampled_means({name: columns.of[name] for name in names}, seed=seed),
