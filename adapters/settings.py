@@ -117,10 +117,10 @@ class VLLMServerSettings(VLLMSettings):
     """Most calls to send as one request, which takes load off the server where many wait. An answer that came
     with others does not report the prompt tokens served from a cache. The server finishes a cancelled one
     with the others. 1: each call is a request of its own."""
-    batch_wait_factor: float = Field(default=0.25, ge=0.0, allow_inf_nan=False)
+    batch_wait_factor: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
     """Wait factor of a call that waits for others: until so many wait for each one under way, or until it has
-    waited so many times as long as recent calls took. More makes larger batches, which suits models that
-    answer faster than their server takes requests."""
+    waited so many times as long as recent calls took. None: 0.25, 1 or 4, whichever has the calls of this
+    event loop over soonest, as measured while they run."""
     extra_body: dict[str, Any] = Field(default_factory=dict)
     """Further fields of every generation request, such as ``{"top_k": 20}``."""
 

@@ -46,13 +46,13 @@ def finalize_node(
     def settled(state: TrimState, stored: Collection[str], config: RunnableConfig) -> dict[str, Any]:
         update = charge_interrupted_calls(state, stored, invocation := invocation_of(config))
         charged: Usage = update.get("usage", state["usage"])
-        if warming is not None and (usage := warming.settle(charged, invocation)) is not None:
-            update["usage"] = usage
-        usage = None
-        if speculation is not None and state["run"]["settings"].get("lookahead"):
+        settings = state["run"]["settings"]
+        if warming is not None and settings.get("warm_large"):
+            update["usage"] = warming.settle(charged, invocation) or charged
+        if speculation is not None and settings.get("lookahead"):
             usage = speculation.settle(reduce_state(state, update))
-        if usage is not None:
-            update["usage"] = usage
+            if usage is not None:
+                update["usage"] = usage
         ended = _ended(reduce_state(state, update), ledger)
         if on_answer is not None:
             on_answer(state["messages"], ended["messages"][0])

@@ -80,8 +80,8 @@ def route_node(
     def decide(given: TrimState, config: RunnableConfig) -> tuple[RunView, Action]:
         begins = bool(given.get("begin"))
         view = view_of(begin(given, config) if begins else given)
-        if begins and warming is not None:
-            warming.check(wanted=view.settings.warm_large)
+        if begins and warming is not None and view.settings.warm_large:
+            warming.check()
         if view.accounts:
             view.accounts_left = Reservations(view.accounts, ledger).left()
         view.count_prompt = partial(_count_prompt, view, large)
@@ -102,7 +102,7 @@ def route_node(
         update, invocation = action.update, invocation_of(config)
         if speculation is not None and view.settings.lookahead:
             update = speculation.after_route(view, action, invocation)
-        if warming is not None:
+        if warming is not None and view.settings.warm_large:
             update = warming.after_route(view, action, update, invocation)
         _report(action, view.run["message_id"])
         return Command(update=update, goto=_GOTO.get(type(action), "finalize"))
@@ -111,7 +111,7 @@ def route_node(
         return leave(*decide(given, config), config)
 
     def settled(given: TrimState, config: RunnableConfig) -> TrimState:
-        if warming is None or given.get("begin"):
+        if warming is None or given.get("begin") or not given["run"]["settings"].get("warm_large"):
             return given
         usage = warming.settle(given["usage"], invocation_of(config))
         return given if usage is None else {**given, "usage": usage}

@@ -14,12 +14,11 @@ if TYPE_CHECKING:
     from .embedding import trim_node
     from .errors import ChatModelContractError, InputError, ScorerError, SettingsError, TrimError
     from .graph import create_trim_graph
+    from .process import __version__
     from .settings import Settings, TrimContext
     from .shadow.runner import Shadow
     from .state import Step, Summary, TrimInput, TrimOutput, TrimState
     from .storage.checkpoint import open_checkpointer
-
-__version__ = "0.2.0"
 
 __all__ = [
     "DEFAULT_INSTRUCTION",
@@ -76,6 +75,7 @@ _HOMES = {
     "TrimError": "errors",
     "create_trim_graph": "graph",
     "DEFAULT_INSTRUCTION": "conversation",
+    "__version__": "process",
     "Settings": "settings",
     "TrimContext": "settings",
     "Shadow": "shadow.runner",

@@ -147,9 +147,11 @@ def create_trim_graph(
     large = reporting_window(_writer(large, delimiter, counters["large"]), scorer)
     builder = StateGraph(TrimState, TrimContext, input_schema=TrimInput, output_schema=TrimOutput)
     speculation = Speculation(small, scorer, routing, fixed.segmentation)
-    speculation.check(wanted=fixed.lookahead)
+    if fixed.lookahead:
+        speculation.check()
     warming = Warming(large, ledger, counters)
-    warming.check(wanted=fixed.warm_large)
+    if fixed.warm_large:
+        warming.check()
     has_scorer = rater is not None
     route = route_node(
         fixed,

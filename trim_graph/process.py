@@ -1,9 +1,14 @@
-"""The name of this process: a call in flight under another name was interrupted by a crash."""
+"""What this process is: the version of its code, and its name.
+
+A call in flight under another name was interrupted by a crash.
+"""
 
 from __future__ import annotations
 
 import os
 import uuid
+
+__version__ = "0.2.0"
 
 
 def _new_name() -> str:

@@ -23,7 +23,83 @@ _BEGIN_S = 0.02
 _OF_LIMIT = 0.1
 """Largest share of its time limit that a call waits for others."""
 
+_FACTORS = (0.25, 1.0, 4.0)
+"""Wait factors that `AdaptiveWait` tries, the least wait first."""
+_BETTER = 0.97
+"""Ratio of seconds a call up to which a larger factor is better than a smaller one."""
+_REPEATS = 10
+"""Windows after which a factor is measured again."""
+_FEW = 8
+"""Calls at once below which the least factor is taken untried."""
+
 Event = dict[str, Any]
+
+
+class AdaptiveWait:
+    """Wait factor of all calls of an event loop: the one with which a call is over soonest, waiting included.
+
+    No single call shows whether waiting pays. Engines that share cores with each other are done sooner with
+    few large batches, engines on accelerators of their own with many small ones. So calls are timed in
+    windows, each with one of `_FACTORS`; the best is taken, and all are measured again now and then.
+
+    Attributes:
+        factor: The factor of now.
+    """
+
+    def __init__(self) -> None:
+        self.factor = _FACTORS[0]
+        self._at_once = 0
+        self._most = 0
+        """Most at once in this window."""
+        self._window = 0
+        self._times: list[float] = []
+        """Seconds of the calls that began and ended in this window."""
+        self._found: dict[float, tuple[float, int]] = {}
+        """By factor: seconds a call, and the number of the window."""
+
+    def enter(self) -> int:
+        """Counts a call that begins to wait, and returns the number of the window."""
+        self._at_once += 1
+        self._most = max(self._most, self._at_once)
+        return self._window
+
+    def leave(self, window: int, seconds: float | None) -> None:
+        """Counts a call that is over; at the end of a window it chooses the next factor.
+
+        Args:
+            window: What `enter` returned.
+            seconds: Time since then; None if the call has failed or was cancelled.
+        """
+        self._at_once -= 1
+        if seconds is None or window != self._window:
+            return
+        self._times.append(seconds)
+        if len(self._times) >= max(2 * self._most, 8 * _FEW):
+            self._close_window()
+
+    def _close_window(self) -> None:
+        mean = sum(self._times) / len(self._times)
+        before, window = self._found.get(self.factor, (mean, self._window))
+        if window == self._window - 1:
+            mean = (mean + before) / 2
+        self._found[self.factor] = mean, self._window
+        self.factor = self._next()
+        self._window += 1
+        self._most, self._times = self._at_once, []
+
+    def _next(self) -> float:
+        best = _FACTORS[0]
+        for factor in _FACTORS:
+            if self._most < _FEW:
+                break
+            if factor not in self._found or self._window - self._found[factor][1] >= _REPEATS:
+                return factor
+            if self._found[factor][0] < self._found[best][0] * _BETTER:
+                best = factor
+        return best
+
+
+_ADAPTIVE: WeakKeyDictionary[asyncio.AbstractEventLoop, AdaptiveWait] = WeakKeyDictionary()
 
 
 @dataclass(eq=False, slots=True)
@@ -43,6 +119,8 @@ class _PendingCall:
 class _PromptQueue:
     """The calls of one event loop."""
 
+    adaptive: AdaptiveWait | None = None
+    """None where the wait factor is fixed."""
     waiting: dict[str, list[_PendingCall]] = field(default_factory=dict)
     """By the fields that they have in common."""
     common: dict[str, Event] = field(default_factory=dict)
@@ -62,10 +140,10 @@ class RequestBatcher:
         server: Server of the model.
         max_batch: Most prompts in a request.
         wait_factor: Calls wait until there are so many for each one under way, or until one has waited so
-            many times as long as recent calls took.
+            many times as long as recent calls took. None: the event loop's `AdaptiveWait` says so.
     """
 
-    def __init__(self, server: VLLMServer, *, max_batch: int, wait_factor: float) -> None:
+    def __init__(self, server: VLLMServer, *, max_batch: int, wait_factor: float | None) -> None:
         self._server = server
         self._max_batch = max_batch
         self._wait_factor = wait_factor
@@ -93,9 +171,10 @@ class RequestBatcher:
             ModelServerError: The server refuses, or does not report the tokens of each prompt.
         """
         loop = asyncio.get_running_loop()
-        queue = self._queues.setdefault(loop, _PromptQueue())
+        queue = self._queue(loop)
         common = {name: value for name, value in body.items() if name != "prompt"}
         common |= STREAM if seen else STREAM | _UNSEEN
+        factor = self._factor(queue)
         call = _PendingCall(body["prompt"])
         # A request takes texts or token ids, not both.
         key = f"{type(call.prompt).__name__} {json.dumps(common, sort_keys=True)}"
@@ -103,21 +182,37 @@ class RequestBatcher:
         queue.waiting.setdefault(key, []).append(call)
         if queue.under_way == 0:
             loop.call_soon(self._send_if_due, queue)  # the calls of this turn of the loop come in first
-        elif within is not None and self._wait_factor * queue.seconds > _OF_LIMIT * within:
+        elif within is not None and factor * queue.seconds > _OF_LIMIT * within:
             self._send_all(queue)
         elif queue.timer is None:
-            queue.timer = loop.call_later(self._wait_factor * queue.seconds, self._send_all, queue)
+            queue.timer = loop.call_later(factor * queue.seconds, self._send_all, queue)
             self._send_if_due(queue)
         else:
             self._send_if_due(queue)
+        window, begun, answered = queue.adaptive.enter() if queue.adaptive else 0, loop.time(), False
         try:
             while (event := await call.arrived.get()) is not None:
                 if isinstance(event, Exception):
                     raise event
                 yield event
+            answered = True
         finally:
+            if queue.adaptive is not None:
+                queue.adaptive.leave(window, loop.time() - begun if answered else None)
             if not call.over:
                 self._leave(queue, key, call)
+
+    def _queue(self, loop: asyncio.AbstractEventLoop) -> _PromptQueue:
+        if loop not in self._queues:
+            adaptive = _ADAPTIVE.setdefault(loop, AdaptiveWait()) if self._wait_factor is None else None
+            self._queues[loop] = _PromptQueue(adaptive=adaptive)
+        return self._queues[loop]
+
+    def _factor(self, queue: _PromptQueue) -> float:
+        if queue.adaptive is not None:
+            return queue.adaptive.factor
+        assert self._wait_factor is not None
+        return self._wait_factor
 
     def _leave(self, queue: _PromptQueue, key: str, call: _PendingCall) -> None:
         call.over = True
@@ -128,7 +223,7 @@ class RequestBatcher:
 
     def _send_if_due(self, queue: _PromptQueue) -> None:
         waiting = sum(map(len, queue.waiting.values()))
-        if waiting >= min(self._wait_factor * queue.under_way, self._max_batch):
+        if waiting >= min(self._factor(queue) * queue.under_way, self._max_batch):
             self._send_all(queue)
 
     def _send_all(self, queue: _PromptQueue) -> None:

@@ -16,9 +16,8 @@ A unit is a sub-package, or a module of `trim_graph` itself; all import statemen
 the nodes: ``graph.py`` is above them, ``state.py`` below.) A circle is a pair of units that import each
 other, or a longer ring without such a pair.
 
-The layers of ``trim-graph eval`` are the functions and methods on the way from `main` to the first `ainvoke`
-or `astream` of a graph, through tasks and threads to what started them; the example models answer one
-question.
+The layers of ``trim-graph eval`` are the functions and methods on the way from `main` to the driver of the
+graph's nodes, through tasks and threads to what started them; the example models answer one question.
 """
 
 from __future__ import annotations
@@ -43,9 +42,7 @@ from types import FrameType
 from typing import Any
 from unittest import mock
 
-from langgraph.pregel import Pregel
-
-from trim_graph import create_trim_graph
+from trim_graph import create_trim_graph, driver
 from trim_graph.policies import threshold
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
 
@@ -213,9 +210,9 @@ def way_to_the_graph() -> list[tuple[str, str]]:
         return started_with
 
     def arrived(function: Callable[..., Any]) -> Callable[..., Any]:
-        def called(self: Any, *args: Any, **kwargs: Any) -> Any:
+        def called(*args: Any, **kwargs: Any) -> Any:
             paths.append(stack())
-            return function(self, *args, **kwargs)
+            return function(*args, **kwargs)
 
         return called
 
@@ -229,13 +226,12 @@ def way_to_the_graph() -> list[tuple[str, str]]:
         enter(mock.patch.object(sys, "argv", [NAME, *words, "--baselines", "none", "--out", f"{folder}/run"]))
         enter(mock.patch.object(loop, "create_task", starting(loop.create_task, by_result=True)))
         enter(mock.patch.object(threading.Thread, "start", starting(threading.Thread.start, by_result=False)))
-        for name in ("ainvoke", "astream"):
-            enter(mock.patch.object(Pregel, name, arrived(getattr(Pregel, name))))
+        enter(mock.patch.object(driver, "adrive", arrived(driver.adrive)))
         with contextlib.suppress(SystemExit):
             main()
     functions = []
     for frame in reversed(paths[0]):
-        if (module := our_function(frame)) and not isinstance(frame.f_locals.get("self"), Pregel):
+        if module := our_function(frame):
             functions.append((module, frame.f_code.co_qualname))
     return functions
 

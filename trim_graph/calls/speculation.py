@@ -272,20 +272,19 @@ class Speculation:
         self._warned = False
         self._unsettled = UnsettledUsage()
 
-    def check(self, *, wanted: bool, synchronous: bool = False) -> bool:
-        """Returns whether lookahead is on and possible; warns once if it is on and impossible.
+    def check(self, *, synchronous: bool = False) -> bool:
+        """Returns whether lookahead, which the settings turn on, is possible; warns once if it is not.
 
         Args:
-            wanted: Whether the settings turn lookahead on.
             synchronous: Whether the graph is called by ``invoke`` or ``stream``.
         """
         obstacle = self._obstacle
         if obstacle is None and synchronous:
             obstacle = "the graph is called synchronously; call ainvoke or astream"
-        if wanted and obstacle is not None and not self._warned:
+        if obstacle is not None and not self._warned:
             self._warned = True
             warnings.warn(f"lookahead=True has no effect: {obstacle}", RuntimeWarning, stacklevel=2)
-        return wanted and obstacle is None
+        return obstacle is None
 
     def before_score(self, view: RunView, config: RunnableConfig, invocation: Invocation | None) -> None:
         """Starts the call for the step after the draft that the scorer is about to rate, if it may help.
@@ -296,7 +295,7 @@ class Speculation:
             invocation: The invocation of the node.
         """
         slot = slot_of(invocation)
-        if not self.check(wanted=True, synchronous=slot is None) or slot is None:
+        if not self.check(synchronous=slot is None) or slot is None:
             return
         call = self._next_call(view, config, invocation)
         if call is None:

@@ -168,18 +168,15 @@ class Warming:
         self._started: OrderedDict[tuple[str, str, int], WarmingSlot] = OrderedDict()
         """Slots of the calls started, by process, run and number of steps."""
 
-    def check(self, *, wanted: bool, synchronous: bool = False) -> bool:
-        """Returns whether warming is on and possible; warns once if it is on and impossible.
+    def check(self, *, synchronous: bool = False) -> bool:
+        """Returns whether warming, which the settings turn on, is possible; warns once if it is not.
 
         Args:
-            wanted: Whether the settings turn it on.
             synchronous: Whether the graph is called by ``invoke`` or ``stream``.
 
         Raises:
-            SettingsError: It is on, and the large model has no cache of prompts.
+            SettingsError: The large model has no cache of prompts.
         """
-        if not wanted:
-            return False
         for inside in models_inside(self._large):
             if getattr_static(type(inside), "caches_prefixes", None) is False:
                 raise SettingsError(
@@ -219,7 +216,7 @@ class Warming:
         if not isinstance(action, Generate) or action.warm is None:
             return update
         steps = len(action.warm.steps)
-        if not self.check(wanted=True, synchronous=slot is None) or slot is None or not slot.takes(steps):
+        if not self.check(synchronous=slot is None) or slot is None or not slot.takes(steps):
             return update
         with self._lock:
             other = self._started.get(_key(view, steps))

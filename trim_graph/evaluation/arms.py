@@ -15,7 +15,6 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-import trim_graph
 from trim_graph.budget import Prices
 from trim_graph.config import Parts, TrimConfig
 from trim_graph.config.schema import LLMJudgeScorer
@@ -23,6 +22,7 @@ from trim_graph.errors import SettingsError
 from trim_graph.policies.files import is_policy_file
 from trim_graph.policies.learned import LearnedPolicy
 from trim_graph.policies.parsing import PolicyConfig
+from trim_graph.process import __version__
 
 from .records import ArmKind, ArmSettings, file_name
 
@@ -563,11 +563,11 @@ _NOT_SHIPPED = ("examples/arithmetic/study/", "examples/arithmetic/training/", "
 def code_identity() -> dict[str, str]:
     """Returns the version of trim-graph and a digest of its code, the same wherever it is installed."""
     digest = hashlib.sha256()
-    folder = Path(str(trim_graph.__file__)).parent
+    folder = Path(__file__).parents[1]
     # In the repository, nodes, adapters and examples are links.
     walked = os.walk(folder, followlinks=True)
     files = {Path(at, name).relative_to(folder).as_posix() for at, _, names in walked for name in names}
     for name in sorted(name for name in files if name.endswith(".py") and not name.startswith(_NOT_SHIPPED)):
         digest.update(f"{name}\n".encode())
         digest.update((folder / name).read_bytes())
-    return {"version": trim_graph.__version__, "sha256": digest.hexdigest()}
+    return {"version": __version__, "sha256": digest.hexdigest()}

@@ -8,6 +8,7 @@
     python -m tests.benchmarks.speed crowd     # ten thousand questions at once on the servers
     python -m tests.benchmarks.speed parts     # each server alone, for the plan of a load
     python -m tests.benchmarks.speed paced     # engines with accelerators of their own, emulated
+    python -m tests.benchmarks.speed batching  # wait factors of batched requests, fixed and adaptive
     python -m tests.benchmarks.speed widen DIR # models as large as the paper's, with the examples' answers;
                                                # servers and engines with --widened DIR measure them on a GPU
     python -m tests.benchmarks.speed report    # the table and the plot of all that was measured
@@ -44,6 +45,13 @@ TOGETHER = 128
 """Most calls that go to a server as one request."""
 WAIT_FACTOR = 4.0
 """The example models write a step in a tenth of a second."""
+ADAPTIVE = "adaptive"
+BATCHING: dict[str, tuple[int, float | None]] = {
+    "apart": (1, None),
+    **{f"factor {factor:g}": (TOGETHER, factor) for factor in (0.25, 1.0, 4.0)},
+    ADAPTIVE: (TOGETHER, None),
+}
+"""Most calls that go as one request, and the wait factor, by the names of the ways to batch."""
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 Output = Annotated[Path, typer.Option("--json", help="File for the results; other parts of it stay.")]
@@ -175,6 +183,43 @@ def paced(turns: Turns = 3, output: Output = RESULTS) -> None:
         print(name)
         found[name] = asyncio.run(_against_lock_step(Paced(pace, solutions), turns))
     _keep(output, "paced", found)
+
+
+@app.command()
+def batching(turns: Turns = 3, at_once: AtOnce = None, output: Output = RESULTS) -> None:
+    """Wait factors of batched requests: fixed ones, and the adaptive one."""
+    from tests.vllm.conftest import running_servers
+
+    from .served import Servers
+
+    with running_servers() as running:
+        places = {
+            name: Servers(running, together=together, wait_factor=factor)
+            for name, (together, factor) in BATCHING.items()
+        }
+        asyncio.run(_batched(places, turns, at_once, partial(_keep, output, "batching")))
+
+
+async def _batched(
+    places: dict[str, Any], turns: int, at_once: list[int] | None, keep: Callable[[dict[str, Any]], None]
+) -> None:
+    """The graph on the same questions with each way to batch requests."""
+    await ask_all(trim(await places[ADAPTIVE].fresh()), mixed(4, seed=1000), 4)
+    for concurrency in QUESTIONS if at_once is None else at_once:
+        runs: dict[str, list[dict[str, float]]] = {name: [] for name in places}
+        for turn in range(turns):
+            for name in _turned(list(places), turn):
+                way = trim(await places[name].fresh())
+                with Clock(places[name].elsewhere) as clock:
+                    solved = await ask_all(way, mixed(QUESTIONS[concurrency], seed=turn), concurrency)
+                runs[name].append(metrics(solved, clock))
+                _say(concurrency, name, runs[name][-1])
+        found = {
+            "turns": turns,
+            "ways": {name: medians(of) for name, of in runs.items()},
+            "adaptive_to": ratios(runs, ADAPTIVE, tuple(name for name in runs if name != ADAPTIVE)),
+        }
+        keep({str(concurrency): found})
 
 
 @app.command(hidden=True)

@@ -77,10 +77,10 @@ class Servers:
     Args:
         servers: By the names of the models.
         together: Most calls that go as one request.
-        wait_factor: How long a call waits for others, in the time that calls take.
+        wait_factor: How long a call waits for others, in the time that calls take; None: adaptive.
     """
 
-    def __init__(self, servers: dict[str, Server], *, together: int, wait_factor: float) -> None:
+    def __init__(self, servers: dict[str, Server], *, together: int, wait_factor: float | None) -> None:
         os.environ[KEY_ENV] = KEY
         self._urls = {name: server.url for name, server in servers.items()}
         self._processes = [psutil.Process(server.process.pid) for server in servers.values()]
