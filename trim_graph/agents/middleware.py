@@ -105,7 +105,8 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
             a middleware that redacts messages does not see them.
         **settings: Fields of `trim_graph.Settings`: ``max_steps`` (turns per question, default 32),
             ``max_step_tokens`` (tokens per turn, default 4096), ``seed``, ``quotas``, ``on_scorer_error``,
-            ``on_large_error`` and ``on_small_error``.
+            ``on_large_error`` and ``on_small_error``, and ``large_alone`` (what is known of the large model
+            alone, for the summary's net savings).
 
     Raises:
         SettingsError: A setting is wrong or missing; the message names it.
