@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import re
 
 import pytest
+from langchain.agents import create_agent
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
 from langchain_core.globals import set_llm_cache
@@ -222,9 +224,15 @@ def test_what_it_cannot_do_is_refused(rig, model):
     class Answer(BaseModel):
         value: int
 
-    with pytest.raises(NotImplementedError, match="binds no tools"):
-        model.bind_tools([len])
-    with pytest.raises(NotImplementedError, match="no structured output"):
+    def lookup(word: str) -> str:
+        """Look a word up."""
+        return word
+
+    agent = "create_agent(small, tools, middleware=[TrimMiddleware(large, scorer, policy=...)]"
+    with pytest.raises(NotImplementedError, match=re.escape(f"middleware: {agent}), with")) as refused:
+        create_agent(model, [lookup]).invoke({"messages": [("user", "?")]})
+    assert "trim_graph.agents" in str(refused.value)
+    with pytest.raises(NotImplementedError, match=re.escape(f"{agent}, response_format=Schema)")):
         model.with_structured_output(Answer)
     with pytest.raises(ValueError, match=r"does not know the call setting.*temperature"):
         model.invoke("?", temperature=1.0)

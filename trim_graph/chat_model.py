@@ -47,6 +47,8 @@ from .summary import summarise, usage_of
 _LANGCHAIN_KWARGS = {"stream"}  # passed by LangChain itself
 _BUFFERED = 64
 """Most nodes of a run whose updates are buffered for a slow reader."""
+_AGENT = "create_agent(small, tools, middleware=[TrimMiddleware(large, scorer, policy=...)]"
+"""Begins the call that makes an agent of what this chat model was made of."""
 
 
 class TrimChatModel(BaseChatModel):
@@ -56,7 +58,7 @@ class TrimChatModel(BaseChatModel):
     its inner calls, so a usage callback counts the call once, and no draft enters a stream. `stream` yields
     each accepted step. The answer's ``usage_metadata`` sums both models, discarded drafts included;
     ``response_metadata["trim"]`` is the run's summary (`trim_graph.Summary`), and ``"trim_steps"`` has the
-    writer, tokens, score and decision of each step.
+    writer, tokens, score, decision and explanation (``why``) of each step.
 
     Every call takes ``stop``, ``max_tokens``, and ``trim``: settings of this call as in
     `trim_graph.TrimContext`. A stop string ends the run as soon as an accepted step contains it; the summary
@@ -116,8 +118,8 @@ class TrimChatModel(BaseChatModel):
             NotImplementedError: Always.
         """
         raise NotImplementedError(
-            "TrimChatModel binds no tools: it routes the steps of a solution, which are text. For an agent, "
-            "give the model that calls tools on its own, and this one as a tool of it"
+            "TrimChatModel binds no tools: it routes the steps of a solution, which are text. An agent's "
+            f"turns are routed by a middleware: {_AGENT}), with TrimMiddleware of trim_graph.agents"
         )
 
     def with_structured_output(self, schema: Any, **kwargs: Any) -> NoReturn:
@@ -127,8 +129,10 @@ class TrimChatModel(BaseChatModel):
             NotImplementedError: Always.
         """
         raise NotImplementedError(
-            "TrimChatModel gives no structured output: let it solve the problem, and have another model put "
-            "the solution into the schema"
+            "TrimChatModel gives no structured output, since a solution in steps has no schema: have another "
+            "model put its answer into the schema, other.with_structured_output(Schema).invoke(answer.text), "
+            f"or route the turns of an agent: {_AGENT}, response_format=Schema), with TrimMiddleware of "
+            "trim_graph.agents"
         )
 
     def stream(

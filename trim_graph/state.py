@@ -184,7 +184,11 @@ class Run(TypedDict):
 
 
 class Summary(TypedDict):
-    """Summary of a run; also in the final message's ``response_metadata["trim"]``."""
+    """Summary of a run.
+
+    It is ``trim`` in the result, and in the final message's ``response_metadata["trim"]``; of an agent, whose
+    messages are the models' own, only in the message of a limit that ended it.
+    """
 
     stopped: str
     """``finished``, ``max_steps``, ``max_tokens``, ``length`` (the steps fill the context of the small model

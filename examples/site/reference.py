@@ -186,8 +186,8 @@ def summary_page() -> str:
 
     return _page(
         "Summary",
-        'The value of `result["trim"]`, of the event `finished`, and of the final message\'s '
-        '`response_metadata["trim"]`: plain JSON.',
+        'The value of `result["trim"]`, of the event `finished`, and of `response_metadata["trim"]` in the '
+        "message of a graph or a chat model: plain JSON.",
         *(
             f"## {kind.__name__}\n\n{summary_of(kind)}\n\n{_keys(keys_of(kind))}"
             for kind in (*mappings_in(Summary), Step)

@@ -6,7 +6,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-from agent_rig import LARGE, SMALL, build, calling, multiply, talk, turns
+from agent_rig import LARGE, SMALL, WRONG, build, calling, multiply, talk, turns
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain.agents.structured_output import (
@@ -24,6 +24,7 @@ from trim_graph.budget.ledger import LargeUsage, MemoryLedger
 from trim_graph.policies import large_only, random_rate, small_only
 from trim_graph.testing import ScriptedToolModel
 
+UNEXECUTED = "the agent has ended before its last draft was accepted: no tool call of it is executed"
 PRICES = Prices(large=ModelPrice(input=1e6, output=2e6))
 both_ways = pytest.mark.parametrize("asynchronously", [False, True])
 
@@ -182,9 +183,68 @@ def test_a_deadline_ends_the_agent_before_the_next_turn(asynchronously, monkeypa
     result = rig.ask(asynchronously=asynchronously)
     assert result["trim"]["stopped"] == "deadline"
     assert "its limit of 5.0 seconds is reached" in turns(result)[-1].text
-    # The draft was there in time for nobody to act on: it stays, and its tool has run.
-    assert rig.ran == [("multiply", 12, 21)]
+    # Nobody could decide on the draft, and no turn would follow its tool.
+    assert rig.ran == []
+    assert [turn.tool_calls for turn in turns(result)] == [[]]
+    assert UNEXECUTED in result["trim"]["notes"]
     assert (rig.large.calls, rig.scorer.calls) == ([], [])
+
+
+@both_ways
+def test_an_answer_that_is_there_at_the_deadline_is_the_agents(asynchronously, monkeypatch):
+    clock = itertools.count(0, 10)
+    fake = SimpleNamespace(monotonic=lambda: next(clock))
+    monkeypatch.setattr("trim_graph.calls.model_call.time", fake)
+    rig = build(["small answer"], budget=Budget(seconds=5))
+    result = rig.ask(asynchronously=asynchronously)
+    assert (result["messages"][-1].text, result["trim"]["stopped"]) == ("small answer", "finished")
+    assert UNEXECUTED not in result["trim"]["notes"]
+
+
+@both_ways
+@pytest.mark.parametrize("on_scorer_error", ["raise", "accept", "regenerate"])
+def test_no_tool_call_is_executed_that_a_scorer_did_not_rate_in_time(
+    on_scorer_error, asynchronously, monkeypatch
+):
+    monkeypatch.setattr("trim_graph.nodes.score_step.GRACE", 0.01)
+    monkeypatch.setattr("trim_graph.runtime.GRACE", 0.01)
+    released = threading.Event()
+
+    class Hanging:
+        def score(self, question, steps):
+            released.wait()
+
+        async def ascore(self, question, steps):
+            await asyncio.Event().wait()
+
+    rig = build(scorer=Hanging(), budget=Budget(seconds=0.2), on_scorer_error=on_scorer_error)
+    result = rig.ask(asynchronously=asynchronously)
+    released.set()
+    assert (rig.ran, result["trim"]["stopped"]) == ([], "deadline")
+    assert UNEXECUTED in result["trim"]["notes"]
+
+
+@both_ways
+@pytest.mark.parametrize("small", [SMALL, ["small answer"]], ids=["tool call", "answer"])
+def test_a_rejected_tool_call_is_not_executed_where_a_spent_budget_ends_the_agent(small, asynchronously):
+    class Contended(MemoryLedger):
+        def reserve(self, account, entry, ask):
+            super().reserve(account, "another's", lambda used: LargeUsage(95, 1, 0.0))
+            return super().reserve(account, entry, ask)
+
+    rig = build(
+        small,
+        ledger=Contended(),
+        quotas={"thread": {"large_tokens": 100}},
+        budget=Budget(on_exhausted="stop"),
+        scores={WRONG: 0.1, "small answer": 0.1},
+    )
+    result = rig.ask(config={"configurable": {"thread_id": "1"}}, asynchronously=asynchronously)
+    assert (rig.large.calls, rig.ran) == ([], [])
+    calls_tools = small is SMALL
+    assert result["trim"]["stopped"] == ("budget" if calls_tools else "finished")
+    assert (UNEXECUTED in result["trim"]["notes"]) == calls_tools
+    assert (result["messages"][-1].text == "small answer") != calls_tools
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from trim_graph.policies import (
     stay_on_large,
     threshold,
 )
+from trim_graph.settings import TurnSettings
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer, ScriptedToolModel
 
 both_ways = pytest.mark.parametrize("asynchronously", [False, True])
@@ -355,6 +356,10 @@ def test_wrong_settings_are_refused_when_it_is_built(wrong, reported):
     given = {"scorer": ScriptedScorer(), "policy": threshold(0.5)} | wrong
     with pytest.raises(SettingsError, match=reported):
         TrimMiddleware(large, **given)
+
+
+def test_its_docstring_names_every_setting_that_it_takes():
+    assert all(f"``{name}``" in TrimMiddleware.__doc__ for name in TurnSettings.__annotations__)
 
 
 def test_the_large_model_may_be_named(monkeypatch):

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from agent_rig import QUESTION, build, calling, multiply
 from langchain.agents import create_agent
-from langchain.agents.middleware import AgentMiddleware, PIIMiddleware
+from langchain.agents.middleware import AgentMiddleware, PIIMiddleware, ToolRetryMiddleware
 from langchain.agents.structured_output import ToolStrategy
 from langchain_core.messages import AIMessage, RemoveMessage
 from langchain_core.messages.tool import invalid_tool_call
@@ -75,6 +75,25 @@ def test_the_large_model_writes_after_a_failed_tool_and_the_small_one_after_that
     assert result["trim"]["scores"] == [1.0, 1.0, 1.0, 1.0]
     assert result["trim"]["decisions"] == {"accept": 3, "regenerate": 1}
     assert result["trim"]["tokens"]["scorer"] == 0
+
+
+@both_ways
+def test_a_tool_that_raises_ends_the_agent_unless_a_middleware_returns_its_error(asynchronously):
+    def lookup(city: str) -> str:
+        """Looks a city up."""
+        if city != "Paris":
+            raise ValueError("no such city")
+        return f"{city} has 2102650 inhabitants"
+
+    small = [calling(("look", {"city": "Pariis"}), by="s0"), "The end.", "The end."]
+    large = [None, calling(("look", {"city": "Paris"}), by="l")]
+    tools = [StructuredTool.from_function(lookup, name="look")]
+    with pytest.raises(ValueError, match="no such city"):
+        run(agent_of(small, large, tools), asynchronously=asynchronously)
+    returned = ToolRetryMiddleware(max_retries=0, on_failure="continue")
+    result = run(agent_of(small, large, tools, returned), asynchronously=asynchronously)
+    assert writers(result) == ["small", "large", "small"]
+    assert [one.status for one in result["messages"] if one.type == "tool"] == ["error", "success"]
 
 
 class City(BaseModel):

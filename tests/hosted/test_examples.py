@@ -42,6 +42,7 @@ def test_the_readme_runs_as_printed(account, capsys):
     assert is_right(problem, printed)
     assert "continues by prompt" in printed
     assert {body["model"] for body in server.requests} == set(NAMES)
+    names = {}
     exec(compile(by_names, "README.md", "exec"), names)
     capsys.readouterr()
     answer = names["graph"].invoke({"messages": [("user", problem.question)]})["messages"][-1].text

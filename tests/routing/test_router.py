@@ -486,6 +486,12 @@ def test_a_run_without_time_ends_at_its_deadline_with_the_draft():
     assert (str(ruling), ruling.texts) == ("end: deadline", ["a draft"])
 
 
+def test_a_run_whose_scorer_fails_at_its_deadline_ends_with_the_draft():
+    late = {"budget": Budget(seconds=5), "usage": used(seconds=6.0)}
+    ruling = route(draft=draft(), failed=SCORER_FAILED, on_scorer_error="regenerate", **late)
+    assert (str(ruling), ruling.texts, ruling.decision) == ("end: deadline", ["a draft"], None)
+
+
 def test_a_run_that_was_stopped_meanwhile_ends_for_that_reason_with_the_draft():
     ruling = route(draft=draft(0.9), stopped="length")
     assert (str(ruling), ruling.texts) == ("end: length", ["a draft"])
@@ -1125,6 +1131,72 @@ def test_a_turn_of_a_writer_to_the_end_hands_the_run_over():
     ruling = turn(draft=draft(writer="large"), request=order("large", until_eos=True))
     assert ruling.state["handed_over"] is True
     assert "handed_over" not in turn(draft=draft(0.9)).state
+
+
+LATE: dict[str, Any] = {"budget": Budget(seconds=1), "usage": used(seconds=1.0)}
+SPENT: dict[str, Any] = {"budget": Budget(large_calls=0, on_exhausted="stop")}
+UNRATED: dict[str, Any] = {"failed": SCORER_FAILED, "on_scorer_error": "regenerate"}
+HALF = {"draft": draft(writer="large", end="length"), "request": LARGE, "decisions": [REJECTED]}
+OTHERS_SPENT = {"failed": {**LARGE_FAILED, "exhausted_limit": "large_calls of user:1"}, "request": LARGE}
+GIVEN_UP: dict[str, Any] = {
+    "failed": LARGE_FAILED,
+    "request": LARGE,
+    "decisions": [REJECTED],
+    "on_large_error": "accept",
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "recorded"),
+    [
+        ({"draft": draft(), "request": order(), **LATE}, "end: deadline", None),
+        ({"draft": draft(), **UNRATED, **LATE}, "end: deadline", None),
+        ({"draft": draft(0.4), **LATE}, "end: deadline", "seconds"),
+        ({"draft": draft(0.4), **SPENT}, "end: budget", "large_calls"),
+        ({"draft": draft(), **UNRATED, **SPENT}, "end: budget", "large_calls"),
+        ({**OTHERS_SPENT, "decisions": [REJECTED], **SPENT}, "end: budget", None),
+        ({**GIVEN_UP, **SPENT}, "end: budget", None),
+        ({**HALF, **SPENT}, "end: budget", None),
+    ],
+)
+def test_a_limit_that_ends_an_agent_leaves_no_rejected_or_undecided_tool_call(given, expected, recorded):
+    ruling = turn(**given)
+    assert (str(ruling), ruling.texts) == (expected, [])
+    assert "no tool call of it is executed" in ruling.notes
+    decision = ruling.decision
+    assert (decision and decision["exhausted_limit"]) == recorded
+    if decision:
+        assert (decision["decision"], decision["discarded"]["text"]) == ("regenerate", "a draft")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"draft": draft(end="eos"), "request": order(), **LATE},
+        {"draft": draft(end="eos"), **UNRATED, **LATE},
+        {"draft": draft(0.4, end="eos"), **LATE},
+        {"draft": draft(0.4, end="eos"), **SPENT},
+        {"draft": draft(end="eos"), **UNRATED, **SPENT},
+    ],
+)
+def test_an_answer_of_an_agent_stays_where_a_limit_leaves_no_decision_on_it(given):
+    ruling = turn(**given)
+    assert (str(ruling), ruling.texts) == ("end: finished", ["a draft"])
+    assert "no tool call" not in ruling.notes
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"draft": draft(0.9), **LATE},
+        {"draft": draft(), "request": order(why="small_only"), **LATE},
+        {"draft": draft(0.4), "budget": Budget(large_calls=0)},
+        GIVEN_UP,
+    ],
+    ids=["accepted", "no decision wanted", "on_exhausted small", "on_large_error accept"],
+)
+def test_a_tool_call_that_the_policy_or_a_setting_accepts_is_executed(given):
+    assert len(turn(**given).texts) == 1
 
 
 def test_a_probe_of_a_turn_is_refused():

@@ -84,7 +84,8 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
     a `trim_graph.TrimContext` under the key ``trim`` of the agent's context.
 
     The agent ends with a message that names the reason if the budget is exhausted and
-    ``on_exhausted="stop"``, after ``max_steps`` turns, or at the deadline.
+    ``on_exhausted="stop"``, after ``max_steps`` turns, or at the deadline. It then executes no tool call of a
+    draft that was rejected or that nobody could decide on in time; a draft that is an answer stays.
 
     Args:
         large: Chat model, or its name as in `trim_graph.create_trim_graph`. It must take tools if the agent
@@ -104,7 +105,8 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
             a middleware that redacts messages does not see them.
         **settings: Fields of `trim_graph.Settings`: ``max_steps`` (turns per question, default 32),
             ``max_step_tokens`` (tokens per turn, default 4096), ``seed``, ``quotas``, ``on_scorer_error``,
-            ``on_large_error`` and ``on_small_error``.
+            ``on_large_error`` and ``on_small_error``, and ``large_alone`` (what is known of the large model
+            alone, for the summary's net savings).
 
     Raises:
         SettingsError: A setting is wrong or missing; the message names it.

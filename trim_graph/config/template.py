@@ -25,7 +25,14 @@ _WRITERS: dict[ModelKind, tuple[str, str]] = {
     "hosted": ("openai:gpt-4.1-mini", "openai:gpt-4.1"),
     "example": ("", ""),
 }
-_THRESHOLDS: dict[ScorerKind, float] = {"prm": 0.5, "judge": 0.75, "token_probability": 0.8, "cascade": 0.75}
+_DIGIT_7 = 0.77
+"""Threshold that keeps the digits 7 to 9 of a judge, whose score is the expected digit over 9."""
+_THRESHOLDS: dict[ScorerKind, float] = {
+    "prm": 0.5,
+    "judge": _DIGIT_7,
+    "token_probability": 0.8,
+    "cascade": _DIGIT_7,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -284,8 +284,8 @@ class _Decision:
                 return acted
         if (failed := self.state.get("failed")) is not None:
             assert request is not None
-            if self.out_of_time:
-                return self.finish("deadline")
+            if self.out_of_time:  # a draft that the scorer could not rate stays, as where it took too long
+                return self.finish("deadline") if draft is None else self.accept(draft, request)
             return self._fall_back(failed, draft, request)
         if draft is not None:
             assert request is not None
@@ -388,19 +388,25 @@ class _Decision:
         if by_human:
             record["by"] = "human"
         large: StepRequest | None = None
+        ended: str | None = None
         if choice.value != "accept":
             large, exhausted = self.large_request(choice.value == "handover", why)
             if self.asks(exhausted):  # before the choice is remembered: it is asked for again
                 return self._ask("budget", exhausted, draft=draft, request=request)
             if large is None:
                 assert exhausted is not None
-                record["decision"], record["exhausted_limit"] = "accept", exhausted
+                record["exhausted_limit"] = exhausted
                 self.note_exhausted(exhausted)
                 why = explain.left_to("draft", explain.exhausted(exhausted, why))
-            else:
+                ended = self._ends_before_calls(draft)
+                if ended is None:
+                    record["decision"] = "accept"
+            if record["decision"] != "accept":
                 record["discarded"] = step_from_draft(draft)
         self._remember(choice.memory)
         self._decide(record)
+        if ended is not None:
+            return self._end_before_calls(ended)
         return self.accept(draft, request, why) if large is None else self.write(large)
 
     def accept(self, draft: Draft, request: StepRequest, why: str | None = None) -> Action:
@@ -453,12 +459,32 @@ class _Decision:
             cut_off = f"the large model's turn was cut off at {request['max_tokens']} tokens"
             self.note(cut_off)
             return self._instead_of_large(self._record("accept", None, fallback=cut_off), cut_off)
+        if why == explain.NO_TIME and (ended := self._ends_before_calls(draft)) is not None:
+            return self._end_before_calls(ended)
         self._keep([step_from_draft(draft)], draft["score"], why)
         if request["until_eos"]:
             self.update["handed_over"] = True
         if cut:
             self.note(f"a turn of the {draft['writer']} model was cut off at {request['max_tokens']} tokens")
         return self.finish("finished" if draft["end"] == "eos" else "")
+
+    def _ends_before_calls(self, draft: Draft) -> str | None:
+        """Returns the limit that ends an agent before a draft's tool calls; None if the draft may stay.
+
+        Args:
+            draft: A draft that was rejected, or that nobody could decide on. No turn would follow its calls,
+                and tools have effects. A solution keeps such a draft, and an agent an answer.
+        """
+        if self.options.unit == "step" or draft["end"] != "delimiter":
+            return None
+        if self.out_of_time:
+            return "deadline"
+        exhausted = self.grant(self.step_tokens)[1]
+        return "budget" if exhausted is not None and self.stops(exhausted) else None
+
+    def _end_before_calls(self, limit: str) -> Action:
+        self.note("the agent has ended before its last draft was accepted: no tool call of it is executed")
+        return self.finish(limit)
 
     def replaces_cut_turn(self, request: StepRequest) -> bool:
         """Returns whether the small model's turn can replace the large one's that was cut off."""
@@ -625,6 +651,10 @@ class _Decision:
                 return self._ask("budget", exhausted, draft=draft, request=request, failed=failed)
             record["exhausted_limit"] = exhausted
             self.note_exhausted(exhausted)
+            if (ended := self._ends_before_calls(draft)) is not None:
+                record["decision"], record["discarded"] = "regenerate", step_from_draft(draft)
+                self._decide(record)
+                return self._end_before_calls(ended)
             because = explain.exhausted(exhausted, because)
         self._decide(record)
         return self.accept(draft, request, explain.left_to("draft", because))
@@ -647,6 +677,8 @@ class _Decision:
         small = self.small_request(why=explain.left_to("small" if kept is None else "draft", because))
         if kept is None:
             return self.write(small)
+        if (ended := self._ends_before_calls(kept)) is not None:
+            return self._end_before_calls(ended)
         record["score"] = kept["score"]
         self._decide(record)
         return self.accept(kept, small)
