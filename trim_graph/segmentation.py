@@ -23,6 +23,8 @@ _OPENING = re.compile(rf"{_CONTAINERS}(?P<marks>`{{3,}}|~{{3,}})(?P<info>.*)")
 _CLOSING = re.compile(r"[ \t>]*(?P<marks>`{3,}|~{3,})[ \t\r]*$")
 _HEADING = re.compile(r" {0,3}#{1,6}(?:\s|$)")
 _UNDERLINE = re.compile(r" {0,3}(?:=+|-+)\s*$")
+_COLON = re.compile(r"[:\uff1a][*_]*\s*$")
+"""The end of a line that announces what follows, as in ``**Step 1:**``."""
 _TABLE_RULE = re.compile(r"\s*\|[\s:|]*-[\s:|-]*$")
 """The line below a table's head. Without one, lines that begin with ``|`` may be ``|x| < 3``."""
 _LATEX = re.compile(
@@ -44,8 +46,8 @@ class Blocks:
         """Marks of the open fence, and the deepest column at which they may close it."""
         self._math: list[str] = []
         """Closing marks of open math and environments, the innermost last."""
-        self._heading = self._table = self._paragraph = False
-        """Block of the last line; an underline turns a paragraph into a heading."""
+        self._lead_in = self._table = self._paragraph = False
+        """Block of the last line; an underline turns a paragraph into a heading, which is a lead-in."""
 
     def may_end(self, line: str) -> bool:
         """Returns whether a block ends at the blank lines just read.
@@ -54,7 +56,7 @@ class Blocks:
             line: The line after them, as far as it is known; its first character suffices.
         """
         within_table = self._table and line.lstrip().startswith("|")
-        return not (self._fence or self._math or self._heading or within_table)
+        return not (self._fence or self._math or self._lead_in or within_table)
 
     def add_blank(self) -> None:
         """Reads a blank line."""
@@ -63,7 +65,7 @@ class Blocks:
     def add(self, line: str) -> None:
         """Reads a complete line that is not blank."""
         after_paragraph, after_table = self._paragraph, self._table
-        self._heading = self._table = self._paragraph = False
+        self._lead_in = self._table = self._paragraph = False
         if self._fence is not None:
             self._close_fence(line, *self._fence)
         elif self._open_fence(line):
@@ -73,10 +75,11 @@ class Blocks:
             self._read_latex(line)
             if not within and not self._math:
                 underlined = after_paragraph and _UNDERLINE.match(line) is not None
-                self._heading = underlined or _HEADING.match(line) is not None
+                heading = underlined or _HEADING.match(line) is not None
+                self._lead_in = heading or _COLON.search(line) is not None
                 row = line.lstrip().startswith("|")
                 self._table = row and (after_table or _TABLE_RULE.match(line) is not None)
-                self._paragraph = not self._heading
+                self._paragraph = not heading
 
     def _open_fence(self, line: str) -> bool:
         found = _OPENING.match(line)
@@ -460,10 +463,11 @@ def pattern(expression: str) -> Segmentation:
 
 
 def markdown() -> Segmentation:
-    r"""Ends a step at blank lines outside blocks of Markdown and LaTeX, but not after a heading.
+    r"""Ends a step at blank lines outside blocks of Markdown and LaTeX, but not after a lead-in.
 
-    Blocks are fenced code, tables, ``$$...$$``, ``\[...\]`` and ``\begin{...}...\end{...}``. A blank line
-    cannot be a stop string then, so `boundary` checks the text while it is written.
+    Blocks are fenced code, tables, ``$$...$$``, ``\[...\]`` and ``\begin{...}...\end{...}``. A lead-in is a
+    heading, or a line that ends in a colon: on its own it is no step of a solution, and scorers rate it low.
+    A blank line cannot be a stop string then, so `boundary` checks the text while it is written.
     """
     return MarkdownSteps()
 
