@@ -412,9 +412,7 @@ def as_scorer(scorer: Any) -> Scorer:
     if isinstance(scorer, Runnable):
         if isinstance(_bound(scorer), BaseLanguageModel):
             kind = type(_bound(scorer)).__name__
-            raise TypeError(
-                f"scorer is the model {kind}, which writes and rates no step: wrap it, LLMJudge(model)"
-            )
+            raise TypeError(f"scorer is {kind}, a chat model, not a scorer: use LLMJudge(model)")
         return RunnableScorer(scorer)
     if callable(scorer):
         _check_function(getattr(scorer, "__name__", type(scorer).__name__), scorer)

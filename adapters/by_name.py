@@ -80,11 +80,14 @@ def _made(name: str, settings: dict[str, Any]) -> Any:
     if "infer model provider" in reason or "Unsupported provider" in reason or "model_provider=" in reason:
         # LangChain lists its providers in the error, and nowhere in its interface.
         listed = re.search(r"Supported (?:model )?providers(?: are)?: ([\w, ]+)", message)
-        provider = name.partition(":")[0]
-        close = closest(provider, listed[1].split(", ")) if listed and ":" in name else None
+        known, parts = listed[1].split(", ") if listed else [], re.fullmatch(r"([^:/]+)([:/])(.+)", name)
+        meant = None
+        if parts and may_be_shown(name):
+            close = closest(parts[1], known if parts[2] == ":" else [one for one in known if one == parts[1]])
+            meant = f'"{close}:{parts[3]}"' if close else None
+        hint = f", did you mean {meant}? Else" if meant else ":"
         reason = (
-            f"LangChain knows no provider for it{f', did you mean {close}' if close else ''}: name one in "
-            f"front, as in {EXAMPLE_NAME}, or pass a chat model, such as ChatVLLM(model=...) or "
-            "ChatTransformers(model=...)"
+            f"LangChain knows no provider for it{hint} name one in front, as in {EXAMPLE_NAME}, or pass a "
+            "chat model, such as ChatVLLM(model=...) or ChatTransformers(model=...)"
         )
     return ValueError(reason)

@@ -16,6 +16,8 @@ from langchain_core.runnables import Runnable, RunnableSequence, RunnableWithFal
 from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.configurable import DynamicRunnable, RunnableConfigurableAlternatives
 
+from trim_graph.errors import http_status
+
 
 class CallNames(NamedTuple):
     """A chat model's names for settings of a call; None where a call does not take the setting."""
@@ -184,7 +186,7 @@ def refused_setting(error: BaseException) -> str | None:
     Args:
         error: The exception of the model's client, or a TypeError of a model that does not know the setting.
     """
-    status = _status(error)
+    status = http_status(error)
     refusable = status is not None and 400 <= status < 500 and status not in _OTHER_REASONS
     text = str(error)
     if not refusable and not (isinstance(error, TypeError) and "unexpected keyword" in text):
@@ -202,10 +204,3 @@ def remedy(error: BaseException) -> str | None:
     """Returns a text on the setting that a model refuses; None where the error has another reason."""
     name = refused_setting(error)
     return None if name is None else f"the model refuses the setting {name}: {_REMEDIES[name]}"
-
-
-def _status(error: BaseException) -> int | None:
-    response = getattr(error, "response", None)
-    own = (getattr(error, "status_code", None), getattr(error, "status", None))
-    given = (*own, getattr(response, "status_code", None))
-    return next((value for value in given if isinstance(value, int)), None)

@@ -15,7 +15,7 @@ from langchain_core.runnables.config import set_config_context
 
 from trim_graph.adapters.base import ScorableStep, Scorer, read_scores, scorable_step
 from trim_graph.budget.usage import Usage, attempts_of, charge_scorer
-from trim_graph.calls.model_call import error_has_fallback, failure, note_full
+from trim_graph.calls.model_call import error_has_fallback, failure, note_full, note_origin
 from trim_graph.calls.speculation import Speculation
 from trim_graph.errors import FailedAttempts, is_context_full
 from trim_graph.routing import RunView
@@ -55,7 +55,7 @@ def score_step_node(
                 answer = call_with_timeout(left, ask)
             return _apply_reply(state, answer, time.monotonic() - begun)
         except Exception as error:
-            return _handle_error(view, error, time.monotonic() - begun, solution=solution)
+            return _handle_error(view, scorer, error, time.monotonic() - begun, solution=solution)
 
     async def arun(state: TrimState, config: RunnableConfig, invocation: Invocation | None) -> dict[str, Any]:
         begun, view = time.monotonic(), RunView(state, policy, segmentation)
@@ -69,12 +69,14 @@ def score_step_node(
                     answer = await asyncio.create_task(asked, context=context)
             return _apply_reply(state, answer, time.monotonic() - begun)
         except Exception as error:
-            return _handle_error(view, error, time.monotonic() - begun, solution=solution)
+            return _handle_error(view, scorer, error, time.monotonic() - begun, solution=solution)
 
     return CallNode(run, arun, name="score_step")
 
 
-def _handle_error(view: RunView, error: Exception, seconds: float, *, solution: bool) -> dict[str, Any]:
+def _handle_error(
+    view: RunView, scorer: Scorer, error: Exception, seconds: float, *, solution: bool
+) -> dict[str, Any]:
     """Returns the update after a scorer's error, if the run can continue or end there.
 
     Raises:
@@ -86,6 +88,7 @@ def _handle_error(view: RunView, error: Exception, seconds: float, *, solution: 
     full = is_context_full(error)
     if not error_has_fallback(error, "scorer", view.settings):
         if not (full and solution and view.steps):
+            note_origin(error, "scorer", scorer, view, solution=solution)
             raise error
         notes = note_full(state["notes"], "scorer")
         return {**_unrated(state, seconds), "notes": notes, "stopped": "length"}

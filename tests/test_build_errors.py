@@ -68,9 +68,9 @@ def nothing(question, steps) -> None: ...
         (WithoutAscore, r"scorer is the class WithoutAscore: pass an instance, WithoutAscore\(\.\.\.\)"),
         (
             ScriptedChatModel(script=[]),
-            r"scorer is the model ScriptedChatModel.*: wrap it, LLMJudge\(model\)",
+            r"scorer is ScriptedChatModel, a chat model, not a scorer: use LLMJudge\(model\)",
         ),
-        (ScriptedChatModel(script=[]).bind(stop=["x"]), r"ScriptedChatModel.*: wrap it, LLMJudge\(model\)"),
+        (ScriptedChatModel(script=[]).bind(stop=["x"]), r"ScriptedChatModel.*: use LLMJudge\(model\)"),
         ("openai:gpt-4.1", r"scorer is 'openai:gpt-4.1': .* by its name LLMJudge\(name\)"),
         (0.5, r"scorer is 0\.5: pass an object with score and ascore, a Runnable, or a function"),
     ],
@@ -112,6 +112,10 @@ def falls_through(observation):
         (1.5, "policy is 1.5: choose small, large, a threshold in"),
         ("treshold", "unknown type 'treshold', did you mean threshold"),
         ({"type": "random_rate"}, "random_rate.rate: Field required"),
+        (
+            "threshold",
+            r'policy is not valid: threshold\.t: Field required; .* such as {"type": "threshold", "t": 0\.5}',
+        ),
         ({"type": "random_rat", "rate": 0.3}, "unknown type 'random_rat', did you mean random_rate"),
         ("missing.json", "policy file missing.json does not exist"),
         (None, r"policy is None: pass a policy such as threshold\(0.5\)"),

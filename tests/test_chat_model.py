@@ -253,7 +253,8 @@ def test_it_is_built_in_one_go():
     small, large = ScriptedChatModel(script=["a", "b"]), ScriptedChatModel(script=["A", "B"])
     model = create_trim_chat_model(small, large, ScriptedScorer({"b": 0.0}), policy=threshold(0.5))
     assert model.invoke("?").content == "a\n\nB"
-    assert "ScriptedChatModel" not in repr(model)
+    assert repr(model).startswith("TrimChatModel(small='ScriptedChatModel', large='ScriptedChatModel', ")
+    assert "script=" not in repr(model)
     with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):
         pickle.dumps(model)
 

@@ -32,6 +32,8 @@ from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 from typing_extensions import Unpack
 
 from .adapters.base import AnyScorer, check_call_settings, stop_strings
+from .adapters.by_name import as_chat_model
+from .adapters.provider_errors import named_model
 from .adapters.responses import CountTokens
 from .budget import Budget, Prices
 from .budget.ledger import Ledger
@@ -88,6 +90,8 @@ class TrimChatModel(BaseChatModel):
     """Whether ``invoke`` streams too, as in other LangChain chat models."""
 
     _call: tuple[list[Any], UUID | None] = PrivateAttr(default=([], None))
+    _writers: dict[str, str] = PrivateAttr(default_factory=dict)
+    """The two models by name, for `repr`."""
 
     @field_validator("graph")
     @classmethod
@@ -100,6 +104,10 @@ class TrimChatModel(BaseChatModel):
                 "embed the graph itself"
             )
         return graph
+
+    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
+        yield from self._writers.items()
+        yield from ((name, value) for name, value in super().__repr_args__() if value is not None)
 
     @property
     def _llm_type(self) -> str:
@@ -278,6 +286,7 @@ def create_trim_chat_model(
     Raises:
         SettingsError: A setting is wrong or missing; the message names it.
     """
+    small, large = as_chat_model("small", small), as_chat_model("large", large)
     graph = create_trim_graph(
         small,
         large,
@@ -290,7 +299,9 @@ def create_trim_chat_model(
         name=name,
         **settings,
     )
-    return TrimChatModel(graph=graph, stop=stop)
+    model = TrimChatModel(graph=graph, stop=stop)
+    model._writers = {"small": named_model(small), "large": named_model(large)}
+    return model
 
 
 async def _run_isolated(

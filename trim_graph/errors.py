@@ -125,6 +125,35 @@ def is_context_full(error: BaseException) -> bool:
     return any(isinstance(one, ContextOverflowError) for one in (error, error.__cause__))
 
 
+REJECTED = frozenset({400, 401, 402, 403, 404, 405, 413, 415, 422, 429})
+"""HTTP statuses of a request that a server has turned down: it generated nothing, and bills nothing.
+
+Others, such as 408 and 5xx, may come while a model is at work.
+"""
+
+
+def http_status(error: BaseException) -> int | None:
+    """Returns the HTTP status that an error of a model's client reports; None where it reports none.
+
+    SDKs have it on the error or on its response. An error that wraps another one may have it as its cause.
+    """
+    for one in (error, error.__cause__):
+        response = getattr(one, "response", None)
+        own = (getattr(one, "status_code", None), getattr(one, "status", None))
+        for value in (*own, getattr(response, "status_code", None)):
+            if isinstance(value, int) and 100 <= value < 600:
+                return value
+    return None
+
+
+def may_have_generated(error: BaseException) -> bool:
+    """Returns whether a failed call may have generated tokens that nobody reported."""
+    server = next((one for one in (error, error.__cause__) if isinstance(one, ModelServerError)), None)
+    if server is not None:
+        return server.begun
+    return not is_context_full(error) and http_status(error) not in REJECTED
+
+
 SECRET_NAME = re.compile(r"key|secret|token$|password|credential|headers", re.IGNORECASE)
 """Name of settings whose values are never repeated."""
 

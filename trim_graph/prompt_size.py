@@ -80,6 +80,22 @@ def prompt_bound(model: Any, messages: Sequence[BaseMessage]) -> int:
     return least
 
 
+def sent_prompt_bound(model: Any, messages: Sequence[BaseMessage]) -> int:
+    """Returns an upper bound of a prompt in tokens for a charge, without asking the model.
+
+    Of an image or a file, which has no bound, the text around it counts.
+
+    Args:
+        model: The model.
+        messages: The prompt.
+    """
+    may_send = getattr(chat_model_inside(model), "may_send", None)
+    try:
+        return max(prompt_bound(None, prompt) for prompt in (may_send(messages) if may_send else [messages]))
+    except UnboundedPrompt as unbounded:
+        return unbounded.least
+
+
 def turn_prompt_bound(messages: Sequence[BaseMessage], schemas: Sequence[Any]) -> int:
     """Returns an upper bound of an agent's prompt in tokens.
 

@@ -28,12 +28,12 @@ from trim_graph.adapters.capabilities import (
     capable,
     chat_model_inside,
     refused_setting,
-    remedy,
 )
 from trim_graph.adapters.known_scores import KnownScores, KnownSteps
+from trim_graph.adapters.provider_errors import advice, is_of_client, named_model, server_message
 from trim_graph.adapters.responses import logprob_entries, refusal
 from trim_graph.adapters.settings import JudgeSettings
-from trim_graph.errors import FailedAttempts, ModelServerError, ScorerError
+from trim_graph.errors import FailedAttempts, ModelServerError, ScorerError, may_have_generated
 
 _QUESTION = """\
 Below are a problem, the steps of a solution so far, and the next step. Judge the next step alone: is it \
@@ -125,7 +125,7 @@ class LLMJudge(JudgeSettings):
     if not TYPE_CHECKING:
 
         def __init__(self, model: Runnable[Any, Any] | str, **settings: Any) -> None:
-            super().__init__(model=as_chat_model("model", model), **settings)
+            super().__init__(model=as_chat_model("LLMJudge's model", model), **settings)
 
     def model_post_init(self, context: Any) -> None:
         """Reads from the model's class which settings it takes."""
@@ -273,8 +273,9 @@ class LLMJudge(JudgeSettings):
         read, written = used["input_tokens"], used["output_tokens"]
         if failed is not None:
             index, cause = failed
-            why = "; ".join(filter(None, (str(cause), remedy(cause))))
-            raised = ScorerError(f"the judge did not rate step {index}: {why}")
+            said = server_message(cause) if is_of_client(cause) else str(cause)
+            why = "; ".join(filter(None, (said, advice(cause, self.model))))
+            raised = ScorerError(f"LLMJudge's {named_model(self.model)} did not rate step {index}: {why}")
             raised.attempts = FailedAttempts(
                 count=attempts, input_tokens=read, output_tokens=written, unknown=unknown
             )
@@ -357,8 +358,7 @@ def _cost(answer: Any) -> FailedAttempts:
     if isinstance(answer, ModelServerError) and answer.attempts is not None:
         return answer.attempts
     if isinstance(answer, BaseException):
-        begun = not isinstance(answer, ModelServerError) or answer.begun
-        return {**nothing, "count": 1, "unknown": int(begun)}
+        return {**nothing, "count": 1, "unknown": int(may_have_generated(answer))}
     usage = answer.usage_metadata if isinstance(answer, AIMessage) else None
     if usage is None:
         return {**nothing, "unknown": 1}

@@ -324,6 +324,12 @@ def test_a_call_cannot_have_an_agent_look_ahead():
         rig.ask(context={"trim": {"warm_large": True}})
 
 
+def test_a_model_too_many_is_refused_with_where_the_small_one_belongs():
+    small, large = ScriptedToolModel(script=SMALL), ScriptedToolModel(script=LARGE)
+    with pytest.raises(SettingsError, match=r"got 3 models: the agent's own model, .* is the small one"):
+        TrimMiddleware(small, large, ScriptedScorer({}), policy=0.5)  # type: ignore[arg-type]
+
+
 def test_a_calls_policy_that_needs_scores_needs_a_scorer():
     rig = build(policy=small_only(), scorer=None, agent={"context_schema": dict})
     with pytest.raises(SettingsError, match="without a scorer"):
@@ -338,6 +344,7 @@ def test_a_calls_policy_that_needs_scores_needs_a_scorer():
             "unknown setting delimiter; settings of an agent's turns: large_alone, max_step_tokens",
         ),
         ({"max_steps": 0}, "max_steps"),
+        ({"small": 7}, "small is no setting of TrimMiddleware: the agent's own model, .* is the small one"),
         ({"lookahead": True}, "lookahead is no setting of an agent: what follows a turn depends on"),
         ({"warm_large": True}, "warm_large is no setting of an agent: other middlewares may rewrite"),
         ({"budget_per": "day"}, "budget_per is 'day': choose question or thread"),

@@ -20,6 +20,7 @@ from trim_graph.budget.usage import (
     large_usage,
     lookahead_usage,
     total_cost,
+    unreported_tokens,
     usage_delta,
     warming_usage,
     zero_usage,
@@ -137,6 +138,49 @@ def test_attempts_of_the_small_model_are_counted_and_never_charged_to_the_large_
     charged = charge_attempts(usage, "small", attempts, max_tokens=50, prompt_tokens=10, prices=PRICES)
     assert large_usage(charged, PRICES) == large_usage(usage, PRICES)
     assert charged["small"]["failed_attempts"] == usage["small"]["failed_attempts"] + attempts["count"]
+
+
+@pytest.mark.parametrize(
+    ("attempts", "read", "written"),
+    [
+        (lost(unknown=0), 0, 0),
+        (lost(unknown=1), 10, 50),
+        (lost(2, unknown=2), 20, 100),
+        (lost(2, unknown=2, unknown_tokens=60), 20, 60),
+    ],
+)
+def test_attempts_of_the_small_model_without_reported_usage_are_charged_in_full(attempts, read, written):
+    charged = charge_attempts(zero_usage(), "small", attempts, max_tokens=50, prompt_tokens=10, prices=PRICES)
+    assert (charged["small"]["input_tokens"], charged["small"]["output_tokens"]) == (read, written)
+    assert unreported_tokens(charged, "small") == written
+    assert unreported_tokens(charged, "large") == 0
+
+
+class ClientError(Exception):
+    """An error of a provider's client."""
+
+    def __init__(self, status: int | None) -> None:
+        super().__init__("no")
+        self.status_code = status
+
+
+@WRITERS
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 422, 429, 408, 424, 500, 502, 503, 504, None])
+@pytest.mark.parametrize("form", ["its own", "of its response", "of its cause"])
+def test_a_rejected_call_is_not_charged_and_any_other_in_full(writer, status, form):
+    error: Exception = ClientError(status)
+    if form == "of its response":
+        error = Exception("no")
+        error.response = ClientError(status)  # type: ignore[attr-defined]
+    if form == "of its cause":
+        error = Exception("wrapped")
+        error.__cause__ = ClientError(status)
+    limits: Any = {"max_tokens": 50, "prompt_tokens": 10, "prices": PRICES}
+    charged = charge_failed_call(zero_usage(), writer, error, **limits)
+    rejected = status in (400, 401, 402, 403, 404, 422, 429)
+    assert unreported_tokens(charged, writer) == (0 if rejected else 50)
+    assert (total_cost(charged, PRICES) == 0) == rejected
+    assert charged[writer]["failed_attempts"] == 1
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,23 @@ def test_a_failure_raises_by_default(failing, error, how):
         run(graph_of(**failing), how)
 
 
+@pytest.mark.parametrize(
+    ("failing", "kind", "origin"),
+    [
+        ({"small": [1]}, ModelServerError, "the small model, Failing, failed in step 2"),
+        ({"large": [0], "score": 0.0}, ModelServerError, "the large model, Failing, failed in step 1"),
+        ({"scorer": [1]}, ScorerError, "the scorer, "),
+    ],
+)
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_an_error_that_is_raised_says_once_whose_it_is(failing, kind, origin, how):
+    with pytest.raises(kind) as raised:
+        run(graph_of(**failing), how)
+    ours = [note for note in raised.value.__notes__ if note.startswith("trim-graph: ")]
+    assert len(ours) == 1
+    assert ours[0].startswith(f"trim-graph: {origin}")
+
+
 @pytest.mark.parametrize("how", ["sync", "async"])
 def test_a_run_that_raised_goes_on_from_its_checkpoint(how):
     graph = graph_of(small=[2])
@@ -221,7 +238,7 @@ def test_a_setting_that_a_server_refuses_is_named_with_its_remedy():
     reported = "the model refuses the setting temperature: build the model without temperature"
     with pytest.raises(Refused) as raised:
         run(graph_of(Failing(script=STEPS, fails_at=[0], error=error)))
-    assert f"trim-graph, small: {reported}" in raised.value.__notes__
+    assert f"trim-graph: {reported}" in raised.value.__notes__
     result = run(graph_of(Failing(script=STEPS, fails_at=[0], error=error), **GO_ON))
     assert any(note.endswith(reported) for note in result["notes"])
 

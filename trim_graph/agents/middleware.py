@@ -57,7 +57,9 @@ from .turn import ROUTER, TurnRouting, report, turn_view, with_turns
 DEFAULT_TURN_TOKENS = 4096
 """Default token limit of one turn: room for a tool call with a whole program, or a long answer."""
 
+_SMALL = "the agent's own model, that of create_agent, is the small one"
 _NOT_OF_AGENTS = {
+    "small": f"small is no setting of TrimMiddleware: {_SMALL}; leave it out",
     "lookahead": "lookahead is no setting of an agent: what follows a turn depends on what its tools answer, "
     "so nothing can be written ahead; leave it out",
     "warm_large": "warm_large is no setting of an agent: other middlewares may rewrite the conversation "
@@ -92,6 +94,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
             has some. It may have fallbacks or bound settings, or be chosen by the call, as one of
             ``init_chat_model(configurable_fields=...)``.
         scorer: Rates each turn; as in `trim_graph.create_trim_graph`.
+        *more: Nothing: the agent's own model is the small one.
         policy: Decides when the large model writes; as in `trim_graph.create_trim_graph`. ``handover`` gives
             it all further turns of the question.
         budget: Hard limits on the large model; default: none.
@@ -125,7 +128,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         self,
         large: BaseChatModel | Runnable[Any, Any] | str,
         scorer: AnyScorer | None = None,
-        *,
+        *more: Never,
         policy: AnyPolicy,
         budget: Budget | None = None,
         prices: Prices | None = None,
@@ -137,6 +140,10 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         **settings: Unpack[TurnSettings[Never]],
     ) -> None:
         super().__init__()
+        if more:
+            raise SettingsError(
+                f"TrimMiddleware takes large and scorer by position, and got {2 + len(more)} models: {_SMALL}"
+            )
         self.policy = as_policy(policy)
         if scorer is None and self.policy.needs_score:
             raise SettingsError(f"policy {self.policy!r} needs scores, but scorer is None: pass a scorer")
@@ -177,7 +184,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         configurable = ensure_config().get("configurable", {})
         effective = overridden(self.settings, context_of_call(runtime.context, configurable))
         _check_no_interrupts(effective)
-        _refuse(name for name in _NOT_OF_AGENTS if getattr(effective, name))
+        _refuse(name for name in _NOT_OF_AGENTS if getattr(effective, name, None))
         routing = begin_run(
             given,
             # Without the recursion limit, which counts the agent's supersteps.

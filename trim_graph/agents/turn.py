@@ -48,7 +48,7 @@ from trim_graph.calls.model_call import (
 from trim_graph.errors import ChatModelContractError, InputError, SettingsError
 from trim_graph.nodes import after_generate_step
 from trim_graph.policies import Policy
-from trim_graph.prompt_size import turn_prompt_bound
+from trim_graph.prompt_size import UnboundedPrompt, turn_prompt_bound
 from trim_graph.routing import AcceptedText, Action, Generate, Router, RouterOptions, RunView
 from trim_graph.runtime import emit
 from trim_graph.state import DecisionRecord, Draft, Step, StepRequest, reduce_state
@@ -185,7 +185,8 @@ class TurnRouting:
         return await self._in_thread(self._response)
 
     def _call(self) -> Call:
-        return begin_turn(RunView(self.state), ensure_config())
+        model = self.untried[0].model
+        return begin_turn(RunView(self.state), ensure_config(), model, self._prompt_size)
 
     def _make_call(self, handler: Handler, call: Call) -> dict[str, Any]:
         return make_call(
@@ -323,6 +324,12 @@ class TurnRouting:
 
     def _prompt_tokens(self) -> int:
         return turn_prompt_bound(self._prompt(), self.tools)
+
+    def _prompt_size(self) -> int:
+        try:
+            return self._prompt_tokens()
+        except UnboundedPrompt as unbounded:
+            return unbounded.least
 
     def _prompt(self) -> list[BaseMessage]:
         system = self.request.system_message

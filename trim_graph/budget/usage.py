@@ -8,7 +8,7 @@ from langchain_core.messages import AIMessage
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
-from trim_graph.errors import FailedAttempts, KnownFields, ModelServerError, is_context_full
+from trim_graph.errors import FailedAttempts, KnownFields, may_have_generated
 
 Writer = Literal["small", "large"]
 StepWriter = Literal["small", "large", "human"]
@@ -93,6 +93,9 @@ class WriterUsage(TypedDict):
     """Calls whose attempts all failed."""
     seconds: NotRequired[float]
     """Duration of the answered calls; absent before the first, and in a run of an earlier release."""
+    unaccounted_tokens: NotRequired[int]
+    """Those of the small model's generated tokens that were charged for attempts without a report,
+    ``max_tokens`` each; absent before the first. Those of the large model are in `Usage`."""
 
 
 class ScorerUsage(TypedDict):
@@ -221,6 +224,11 @@ def total_cost(usage: Usage, prices: Prices) -> float:
     )
 
 
+def unreported_tokens(usage: Usage, writer: Writer) -> int:
+    """Returns the tokens charged for attempts of a writer that reported none."""
+    return usage["unaccounted_tokens"] if writer == "large" else usage["small"].get("unaccounted_tokens", 0)
+
+
 def lookahead_usage(usage: Usage) -> LookaheadUsage:
     """Returns the usage of speculative calls; zeros for a run without one."""
     nothing = LookaheadUsage(taken=0, discarded=0, input_tokens=0, output_tokens=0, unaccounted_tokens=0)
@@ -310,13 +318,12 @@ def attempts_of(error: BaseException) -> FailedAttempts:
     for one in (error, error.__cause__):
         if isinstance(attempts := getattr(one, "attempts", None), dict):
             return cast(FailedAttempts, attempts)
-    server = next((e for e in (error, error.__cause__) if isinstance(e, ModelServerError)), None)
-    begun = server.begun if server is not None else not is_context_full(error)
     # LangChain's errors of structured output hold the answer.
     answer = getattr(error, "ai_message", None)
     if isinstance(answer, AIMessage) and answer.usage_metadata is not None:
         return attempts_of_answer(answer)
-    return FailedAttempts(count=1, input_tokens=0, output_tokens=0, unknown=int(begun))
+    unknown = int(may_have_generated(error))
+    return FailedAttempts(count=1, input_tokens=0, output_tokens=0, unknown=unknown)
 
 
 def attempts_of_answer(answer: AIMessage) -> FailedAttempts:
@@ -375,7 +382,7 @@ def charge_attempts(
     prompt_tokens: int,
     prices: Prices,
 ) -> Usage:
-    """Returns the usage with failed attempts; unreported ones of the large model are charged in full.
+    """Returns the usage with failed attempts; unreported ones are charged in full.
 
     Args:
         usage: Usage before the attempts.
@@ -387,8 +394,16 @@ def charge_attempts(
     """
     charged = Usage(**{**usage})
     charged[writer] = {**usage[writer], "failed_attempts": usage[writer]["failed_attempts"] + lost["count"]}
+    tokens = lost.get("unknown_tokens", lost["unknown"] * max_tokens)
+    if writer == "small" and lost["unknown"]:
+        small = charged["small"]
+        charged["small"] = {
+            **small,
+            "input_tokens": small["input_tokens"] + lost["unknown"] * prompt_tokens,
+            "output_tokens": small["output_tokens"] + tokens,
+            "unaccounted_tokens": small.get("unaccounted_tokens", 0) + tokens,
+        }
     if writer == "large":
-        tokens = lost.get("unknown_tokens", lost["unknown"] * max_tokens)
         beyond = max(0, lost["output_tokens"] - lost["count"] * max_tokens)
         charged["overshoot_tokens"] += lost.get("overshoot_tokens", beyond)
         charged["unaccounted_tokens"] += tokens

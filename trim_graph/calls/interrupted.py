@@ -32,7 +32,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple
 
 from trim_graph import process
-from trim_graph.budget.usage import Usage, add_usage
+from trim_graph.budget.usage import Usage, Writer, add_usage
 from trim_graph.errors import counted
 from trim_graph.routing.view import settings_of
 from trim_graph.runtime import CHECKPOINTER, Invocation, emit
@@ -193,9 +193,8 @@ def charge_interrupted_calls(
         update = _charged_with(state, lost, invocation)
         for call in lost:
             how = "was cut off by an error" if call.raised else "was made, but its result could not be stored"
-            notes.append(
-                charge_note(how, call.used["large"]["output_tokens"] + call.used["unaccounted_tokens"])
-            )
+            tokens = call.used["large"]["output_tokens"] + call.used["unaccounted_tokens"]
+            notes.append(charge_note("large", how, tokens))
     in_flight = state.get("in_flight")
     if in_flight is not None and in_flight["process"] != process.NAME:
         tokens, prices = in_flight["max_tokens"], settings_of(state["run"]).prices
@@ -204,15 +203,15 @@ def charge_interrupted_calls(
         charged["unaccounted_tokens"] += tokens
         charged["unaccounted_cost"] += prices.large.cost(in_flight["prompt_tokens"], tokens)
         update["usage"] = charged
-        notes.append(charge_note("was cut off by a crash", tokens))
+        notes.append(charge_note("large", "was cut off by a crash", tokens))
     for note in notes:
         emit("note", text=note)
     return update | {"notes": [*state["notes"], *notes]} if notes else update
 
 
-def charge_note(how: str, tokens: int) -> str:
+def charge_note(writer: Writer, how: str, tokens: int) -> str:
     """Returns the note on a charge for a call that reported no usage."""
-    return f"a call of the large model {how}; {counted(tokens, 'token was', 'tokens were')} charged for it"
+    return f"a call of the {writer} model {how}; {counted(tokens, 'token was', 'tokens were')} charged for it"
 
 
 def stored_calls(state: TrimState, config: RunnableConfig) -> set[str]:

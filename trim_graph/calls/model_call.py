@@ -19,6 +19,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.errors import GraphBubbleUp
 
 from trim_graph.adapters.capabilities import LOGPROBS, capable, models_inside, refused_setting, remedy
+from trim_graph.adapters.provider_errors import add_origin
 from trim_graph.adapters.responses import Estimate, Reply, TokenCounter, read_reply, reports_usage
 from trim_graph.adapters.token_confidence import TOP_LOGPROBS
 from trim_graph.budget.ledger import Ledger
@@ -34,6 +35,7 @@ from trim_graph.budget.usage import (
     charge_lost,
     count_prompt_once,
     read_attempts,
+    unreported_tokens,
     usage_delta,
 )
 from trim_graph.conversation import compose
@@ -42,9 +44,9 @@ from trim_graph.errors import (
     FailedAttempts,
     ModelServerError,
     SettingsError,
-    counted,
     is_context_full,
 )
+from trim_graph.prompt_size import sent_prompt_bound
 from trim_graph.routing.drafts import partial_tokens
 from trim_graph.routing.view import RunView
 from trim_graph.runtime import GRACE, Invocation, call_with_timeout, emit, tagged
@@ -116,6 +118,8 @@ class Call:
         config: Config of the node, for a step with the tags of the call.
         limit: Seconds that the call may take; None without a limit.
         invocation: The invocation that makes the call; None in an agent.
+        model: The model that is called.
+        prompt_size: Returns an upper bound of a small call's prompt in tokens.
         solution: Whether the steps form a solution, which ends if it fills the context. An agent's error is
             raised instead, so that another middleware may shorten the conversation.
         retry: Token grant of further attempts, for adapters that request one.
@@ -131,6 +135,8 @@ class Call:
     config: RunnableConfig
     limit: float | None
     invocation: Invocation | None
+    model: Runnable[Any, Any]
+    prompt_size: Callable[[], int]
     solution: bool = True
     retry: RetryGrant | None = None
 
@@ -151,7 +157,9 @@ class Call:
 
     @property
     def prompt_tokens(self) -> int:
-        """Upper bound of a large call's prompt in tokens, for charges; 0 for a small call."""
+        """Upper bound of the call's prompt in tokens, for charges; of a large call where a limit needs it."""
+        if self.writer == "small":
+            return self.prompt_size()
         in_flight = self.view.state.get("in_flight")
         return in_flight["prompt_tokens"] if in_flight else 0
 
@@ -173,7 +181,6 @@ class StepCall(Call):
     """A call for one step of a solution, with the model and its prompt.
 
     Attributes:
-        model: The writer.
         messages: The prompt.
         arguments: Call settings of the model, such as ``max_tokens`` and ``stop``.
         segmentation: Finds the end of the step.
@@ -185,7 +192,6 @@ class StepCall(Call):
         min_answer_tokens: Tokens that the model keeps for its answer; None if it keeps none.
     """
 
-    model: Runnable[Any, Any]
     messages: list[BaseMessage]
     arguments: dict[str, Any]
     segmentation: Segmentation
@@ -267,12 +273,16 @@ class RetryGrant:
 # Before the call
 
 
-def begin_turn(view: RunView, config: RunnableConfig) -> Call:
+def begin_turn(
+    view: RunView, config: RunnableConfig, model: Runnable[Any, Any], prompt_size: Callable[[], int]
+) -> Call:
     """Prepares the call that the router requested, for a turn of an agent.
 
     Args:
         view: View of the run.
         config: The config of the agent's node.
+        model: The chat model that is called.
+        prompt_size: Returns an upper bound of the prompt in tokens.
     """
     assert view.request is not None
     return Call(
@@ -282,6 +292,8 @@ def begin_turn(view: RunView, config: RunnableConfig) -> Call:
         config=config,
         limit=_limit(view),
         invocation=None,
+        model=model,
+        prompt_size=prompt_size,
         solution=False,
     )
 
@@ -343,6 +355,7 @@ def prepare_step(
         limit=limit,
         invocation=invocation,
         model=model.runnable,
+        prompt_size=partial(sent_prompt_bound, model.runnable, messages),
         messages=messages,
         arguments=arguments,
         segmentation=segmentation,
@@ -636,15 +649,13 @@ def charged(call: Call, update: Update) -> Update:
 
     A note reports a charge for tokens that the model did not report.
     """
-    if call.writer != "large":
-        return update
-    _remember(call, update["usage"], raised=False)
-    update = update | {"charged_call": call.id}
-    tokens = update["usage"]["unaccounted_tokens"] - call.usage["unaccounted_tokens"]
-    notes, note = (
-        update.get("notes", call.notes),
-        charge_note("did not report all that it had generated", tokens),
-    )
+    writer = call.writer
+    if writer == "large":
+        _remember(call, update["usage"], raised=False)
+        update = update | {"charged_call": call.id}
+    tokens = unreported_tokens(update["usage"], writer) - unreported_tokens(call.usage, writer)
+    notes = update.get("notes", call.notes)
+    note = charge_note(writer, "did not report all that it had generated", tokens)
     if not tokens or note in notes or update.get("stopped") == "deadline":  # the deadline has its own note
         return update
     return add_note(call, update, note)
@@ -766,8 +777,7 @@ def handle_call_error(call: Call, error: Exception, seconds: float) -> Update:
     has_fallback = limit is not None or (full and writer == "large")
     if not has_fallback and not error_has_fallback(error, writer, call.settings):
         if not (full and call.view.steps):
-            if (advice := remedy(error)) is not None:
-                error.add_note(f"trim-graph, {writer}: {advice}")
+            note_origin(error, writer, call.model, call.view, solution=call.solution)
             raise error
         notes = note_full(call.notes, f"{writer} model")
         usage = _later(call, seconds)
@@ -790,14 +800,26 @@ def _timed_out(call: Call, error: Exception, seconds: float) -> Update:
     """Charges a writer that did not answer in time for what it may have generated."""
     usage, writer = _later(call, seconds), call.writer
     usage[writer] = {**usage[writer], "calls": usage[writer]["calls"] + 1}
-    note = f"a call of the {writer} model was cut off by the limit on seconds"
-    if writer == "large":
-        before = usage["unaccounted_tokens"]
-        usage = charge_lost(usage, writer, attempts_of(error), **call.unreported())
-        charged = counted(usage["unaccounted_tokens"] - before, "token was", "tokens were")
-        note += f"; {charged} charged for it"
+    usage = charge_lost(usage, writer, attempts_of(error), **call.unreported())
+    tokens = unreported_tokens(usage, writer) - unreported_tokens(call.usage, writer)
+    note = charge_note(writer, "was cut off by the limit on seconds", tokens)
     update = {"usage": usage, "draft": None, "in_flight": None, "stopped": "deadline"}
     return add_note(call, update, note)
+
+
+def note_origin(error: Exception, part: Component, model: Any, view: RunView, *, solution: bool) -> None:
+    """Adds to an error that leaves a node which model raised it, and in which step or turn.
+
+    Args:
+        error: The error of a call.
+        part: The component that was called.
+        model: Its chat model, or the scorer.
+        view: View of the run.
+        solution: Whether the steps form a solution; else they are an agent's turns.
+    """
+    if not isinstance(error, GraphBubbleUp | SettingsError):
+        name = "the scorer" if part == "scorer" else f"the {part} model"
+        add_origin(error, name, model, f"{'step' if solution else 'turn'} {len(view.steps) + 1}")
 
 
 def error_has_fallback(error: Exception, part: Component, settings: Settings) -> bool:

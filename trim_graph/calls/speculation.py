@@ -29,7 +29,6 @@ from trim_graph.budget.usage import (
     read_attempts,
 )
 from trim_graph.policies import Policy
-from trim_graph.prompt_size import UnboundedPrompt, prompt_bound
 from trim_graph.routing import Action, Generate, Router, RunView
 from trim_graph.runtime import Invocation, tagged
 from trim_graph.segmentation import Segmentation
@@ -308,7 +307,7 @@ class Speculation:
             run=call.view.run["id"],
             key=call.key,
             max_tokens=call.request["max_tokens"],
-            prompt_tokens=slot.prompt_tokens or _bound(call),
+            prompt_tokens=slot.prompt_tokens or call.prompt_tokens,
             stop_signal=stop_signal,
         )
         config = tagged(call.config, "trim:lookahead")
@@ -407,13 +406,6 @@ def _with_taken(usage: Usage) -> Usage:
     """Returns the usage with one more speculative call that became a draft."""
     before = lookahead_usage(usage)
     return Usage(**{**usage, "lookahead": LookaheadUsage(**{**before, "taken": before["taken"] + 1})})
-
-
-def _bound(call: StepCall) -> int:
-    try:
-        return prompt_bound(None, call.messages)
-    except UnboundedPrompt as unbounded:
-        return unbounded.least
 
 
 def _obstacle(small: Any, scorer: Any) -> str | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 from rich.text import Text
 
+from trim_graph.adapters.provider_errors import is_of_client
 from trim_graph.config import TrimConfig, build_graph
 from trim_graph.errors import SettingsError, TrimError, counted
 from trim_graph.routing.explain import WHY_STOPPED
@@ -74,6 +75,8 @@ def run_solve(options: SolveOptions) -> None:
         except TrimError:
             raise
         except (ValueError, OSError) as error:  # a problem too long for a model, a server that is gone
+            if is_of_client(error):
+                raise
             raise TrimError(f"the run failed: {error}") from error
 
 

@@ -146,6 +146,12 @@ def failures_reported() -> Iterator[None]:
     except (Interrupted, KeyboardInterrupt) as error:
         message = str(error) or "interrupted"
         code = TERMINATED if terminated else INTERRUPTED
+    except Exception as error:
+        from trim_graph.adapters.provider_errors import in_one_line, is_of_client
+
+        if not is_of_client(error):
+            raise
+        message, code = in_one_line(error), BAD_INPUT
     else:
         return
     print(f"trim-graph: {message}", file=sys.stderr)

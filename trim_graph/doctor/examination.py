@@ -14,6 +14,7 @@ from trim_graph.adapters.base import ScorableStep, as_scorer, read_scores
 from trim_graph.adapters.prm.formats import STEP_TOKENS
 from trim_graph.adapters.prm.scorer_file import FormatChoice, chosen_format
 from trim_graph.adapters.prm.scores import serve_options
+from trim_graph.adapters.provider_errors import advice, is_of_client, server_message
 from trim_graph.adapters.vllm.plugin import serves
 from trim_graph.config import Parts, TrimConfig, build_graph, for_measuring
 from trim_graph.config.schema import asked_by, named_scorers, scorer_parts
@@ -262,7 +263,10 @@ async def scores(subject: Subject) -> Finding:
         for steps in (sample.right_steps[:1], sample.right_steps):
             await _scores(subject, sample.question, steps)
     except ScorerError as error:
-        fix = "a scorer gives one probability per step"
+        # The text of a judge says what to do about its model's server.
+        cause = error.__cause__
+        of_server = cause is not None and is_of_client(cause)
+        fix = "see what it says" if of_server else "a scorer gives one probability per step"
         if subject.entry.type == "vllm_prm" and not isinstance(error.__cause__, ModelServerError):
             start = await _serve_line(subject, plugin=False)
             fix = f"start the server with {start} (trim-graph up --print shows the whole command)"
@@ -566,11 +570,15 @@ async def _limited(check: Callable[[Subject], Awaitable[Finding | None]], subjec
             ends=True,
         )
     except Exception as error:  # whatever is between us and a model may answer anything
+        if is_of_client(error):
+            fix = advice(error, subject.adapter) or "see what it says"
+            return Finding.error(server_message(error), fix, ends=True)
         lines = str(error).strip().splitlines() or [""]
         readable = isinstance(error, TrimError | OSError | ValueError) and lines[0]
         return Finding.error(
             lines[0] if readable else f"an answer could not be read: {type(error).__name__}: {lines[0]}",
-            "see what it says; a gateway must pass vLLM's answers on as they are",
+            "see what it says"
+            + ("; a gateway must pass vLLM's answers on as they are" if subject.server is not None else ""),
             ends=True,
         )
 

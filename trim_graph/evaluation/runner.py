@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 from trim_graph.adapters import ScorableStep
 from trim_graph.adapters.base import as_scorer, read_scores, scorable_step
+from trim_graph.adapters.provider_errors import error_line
 from trim_graph.config import Parts, TrimConfig, build_graph, for_measuring
 from trim_graph.driver import final_state
 from trim_graph.settings import TrimContext
@@ -75,7 +76,7 @@ async def run_question(
         if label_steps:
             _label(record["steps"], item.question)
     except Exception as error:
-        seconds, failure = time.monotonic() - begun, f"{type(error).__name__}: {error}"
+        seconds, failure = time.monotonic() - begun, error_line(error)
         return new_record(item, seed, correct=False, seconds=seconds, error=failure)
     return record
 

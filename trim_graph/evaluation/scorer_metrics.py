@@ -17,6 +17,7 @@ from typing_extensions import TypedDict
 
 from trim_graph.adapters import ScorableStep
 from trim_graph.adapters.base import as_scorer, read_scores
+from trim_graph.adapters.provider_errors import error_line
 from trim_graph.errors import InputError, SettingsError
 from trim_graph.policies.baselines import step_type_of
 from trim_graph.storage.rows import read_rows
@@ -728,7 +729,7 @@ async def score_labelled(
         try:
             reply = read_scores(await asked.ascore(solution["question"], steps), len(steps))
         except Exception as error:
-            return _trace(index, solution, None, f"{type(error).__name__}: {error}", {})
+            return _trace(index, solution, None, error_line(error), {})
         used = {"scorer": reply.input_tokens, "scorer_output": reply.output_tokens}
         return _trace(index, solution, reply.scores, None, used)
 

@@ -221,6 +221,18 @@ for _recursive in (StayOnLarge, Combined):
     _recursive.model_rebuild()
 
 
+def invalid_policy(setting: str, error: ValidationError) -> SettingsError:
+    """Returns the error of a setting that names no policy.
+
+    Args:
+        setting: Name of the setting.
+        error: What pydantic found.
+    """
+    missing = any(item["type"] == "missing" for item in error.errors(include_url=False))
+    hint = '; give its fields in a mapping such as {"type": "threshold", "t": 0.5}' if missing else ""
+    return SettingsError(f"{setting} is not valid: {describe(error)}{hint}")
+
+
 def build_policy(given: float | str | Mapping[str, Any]) -> Policy:
     """Makes the policy that a caller names as a configuration file does.
 
@@ -235,5 +247,5 @@ def build_policy(given: float | str | Mapping[str, Any]) -> Policy:
     try:
         policy: Policy = TypeAdapter[Any](PolicyConfig).validate_python(named, context={"base": "."}).build()
     except ValidationError as error:
-        raise SettingsError(f"the policy is not valid: {describe(error)}") from None
+        raise invalid_policy("policy", error) from None
     return policy

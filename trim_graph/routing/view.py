@@ -67,12 +67,15 @@ def policy_of(settings: Settings, own: Policy | None) -> Policy:
 
 @lru_cache(maxsize=64)
 def _built(spec: str) -> Policy:
-    from trim_graph.policies.parsing import PolicyConfig  # slow to import, and most calls name no policy
+    from trim_graph.policies.parsing import (  # slow to import, and most calls name none
+        PolicyConfig,
+        invalid_policy,
+    )
 
     try:
         policy: Policy = TypeAdapter[Any](PolicyConfig).validate_python(json.loads(spec)).build()
     except ValidationError as error:
-        raise SettingsError(f"the context's policy is not valid: {describe(error)}") from error
+        raise invalid_policy("the context's policy", error) from error
     return policy
 
 

@@ -9,7 +9,14 @@ from typing import Any
 from fastapi.responses import JSONResponse
 from pydantic_core import ErrorDetails
 
-from trim_graph.errors import CallTimeoutError, ContextLengthError, InputError, StorageError, TrimError
+from trim_graph.errors import (
+    CallTimeoutError,
+    ContextLengthError,
+    InputError,
+    StorageError,
+    TrimError,
+    http_status,
+)
 
 _CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
 """OpenAI's names for pydantic's types of errors; see `_code_of` for the others."""
@@ -120,11 +127,11 @@ def of_run(error: Exception, request_id: str) -> ApiError:
     if isinstance(error, StorageError):
         message = f"the accounts of API keys cannot be read or written; {seen}"
         return ApiError(503, message, kind="server_error", code="ledger_unavailable", retry_after=BUSY_S)
-    status = getattr(error, "status", None) or getattr(error, "status_code", None)
+    status = http_status(error)
     if status == 429:
         message = f"a model's server has too much to do; {seen}"
         return ApiError(503, message, kind="server_error", code="model_overloaded", retry_after=BUSY_S)
-    if isinstance(error, TrimError) or isinstance(status, int):
+    if isinstance(error, TrimError) or status is not None:
         message = f"a model or the scorer failed; {seen}"
         return ApiError(502, message, kind="server_error", code="model_failed")
     return ApiError(500, f"internal error; {seen}", kind="server_error", code="internal_error")

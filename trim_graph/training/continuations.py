@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from trim_graph.adapters.provider_errors import error_line
 from trim_graph.budget import Writer
 from trim_graph.config import for_measuring
 from trim_graph.driver import final_state
@@ -209,7 +210,7 @@ async def _continue(graphs: Mapping[tuple[Writer, bool], Any], seed: int, ask: A
             record["prompt_tokens"][writer] = usage[writer]["input_tokens"]
         record["calls"] = usage["small"]["calls"] + usage["large"]["calls"]
     except Exception as error:
-        record["error"] = f"{type(error).__name__}: {error}"
+        record["error"] = error_line(error)
     record["seconds"] = time.monotonic() - begun
     return record
 

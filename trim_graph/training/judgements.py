@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 
 from trim_graph.adapters import ScorableStep
 from trim_graph.adapters.base import as_scorer, read_scores
+from trim_graph.adapters.provider_errors import error_line
 from trim_graph.evaluation.runner import Models
 from trim_graph.state import Step
 
@@ -89,7 +90,7 @@ class JudgeSolutions:
                 judged["scores"] = list(reply.scores)
                 judged["read"], judged["written"] = reply.input_tokens, reply.output_tokens
             except Exception as error:
-                judged["error"] = f"{type(error).__name__}: {error}"
+                judged["error"] = error_line(error)
             judged["seconds"] = time.monotonic() - begun
             return judged
 

@@ -342,7 +342,7 @@ def test_it_is_a_scorer_that_shows_no_key_and_can_be_copied():
     assert "secret" not in repr(judge)
     own = LLMJudge(ProviderModel("9"))
     assert copy.deepcopy(own)._scores is own._scores
-    with pytest.raises(ValueError, match="model is 9: pass a LangChain chat model, or the name of one"):
+    with pytest.raises(ValueError, match="LLMJudge's model is 9: pass a LangChain chat model, or"):
         LLMJudge(9)
 
 
@@ -351,10 +351,10 @@ def test_a_judge_may_be_named(monkeypatch):
     judge = LLMJudge("openai:gpt-4.1")
     assert isinstance(judge.model, ChatOpenAI)
     assert judge.top_logprobs == 20
-    with pytest.raises(SettingsError, match=r"^model is 'nobody:m': LangChain knows no provider for it"):
+    with pytest.raises(SettingsError, match=r"^LLMJudge's model is 'nobody:m': LangChain knows no provider"):
         LLMJudge("nobody:m")
     monkeypatch.delenv("OPENAI_API_KEY")
-    with pytest.raises(SettingsError, match=r"^model is 'openai:gpt-4.1': .*OPENAI_API_KEY"):
+    with pytest.raises(SettingsError, match=r"^LLMJudge's model is 'openai:gpt-4.1': .*OPENAI_API_KEY"):
         LLMJudge("openai:gpt-4.1")
 
 
