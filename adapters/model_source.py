@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import threading
@@ -135,6 +136,24 @@ def check_available(entry: Any) -> None:
         hub_options(model)
 
 
+def import_transformers() -> None:
+    """Imports transformers, without its advice to install torch: tokenizers do not need it.
+
+    Raises:
+        ImportError: It is not installed.
+    """
+    log = logging.getLogger("transformers")
+    log.addFilter(_is_no_advice)
+    try:
+        import transformers  # noqa: F401
+    finally:
+        log.removeFilter(_is_no_advice)
+
+
+def _is_no_advice(record: logging.LogRecord) -> bool:
+    return "PyTorch was not found" not in record.getMessage()
+
+
 def load_tokenizer(model: str, *, chat: bool = True) -> PreTrainedTokenizerBase:
     """Loads a model's tokenizer exactly as its ``tokenizer.json`` says.
 
@@ -148,7 +167,11 @@ def load_tokenizer(model: str, *, chat: bool = True) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: It has no ``tokenizer.json``, or no chat template where it needs one; or the hub does not
             give it, see `trim_graph.adapters.hub`.
+        ImportError: transformers is not installed, or jinja2 where it needs a chat template.
     """
+    import_transformers()
+    if chat:
+        import jinja2  # noqa: F401  # else transformers misses it only when the template is rendered
     from transformers import PreTrainedTokenizerFast
     from transformers.utils.hub import cached_file
 

@@ -6,10 +6,13 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import trim_graph
 import trim_graph.adapters
@@ -233,6 +236,55 @@ except ImportError as error:
     print(error)
 """
     assert run(code) == 'TrimMiddleware needs pip install "trim-graph[agents]"'
+
+
+def required(extras):
+    """Names of all that pip installs for some of our extras, by the metadata of what is installed here."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    ours = {"": project["dependencies"], **project["optional-dependencies"]}
+    seen, wanted = set(), [("trim-graph", extra) for extra in ("", *extras)]
+    while wanted:
+        name, extra = one = wanted.pop()
+        if one in seen:
+            continue
+        seen.add(one)
+        lines = ours[extra] if name == "trim-graph" else metadata.requires(name) or ()
+        for requirement in map(Requirement, lines):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                wanted += [(requirement.name, asked) for asked in ("", *requirement.extras)]
+    return {name for name, _ in seen} - {"trim-graph"}
+
+
+def link_installed(names, folder):
+    """Fills a folder with links to these distributions: the site-packages of a fresh environment."""
+    owners = metadata.packages_distributions()
+    for distribution in map(metadata.distribution, names):
+        for file in distribution.files or ():
+            shared = len(set(owners.get(file.parts[0], ()))) > 1  # a namespace: its folder is not one's own
+            part = file if shared else Path(file.parts[0])
+            link = folder / part
+            if file.parts[0] != ".." and not os.path.lexists(link):
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(distribution.locate_file(part))
+
+
+@pytest.mark.parametrize(
+    ("extras", "arguments", "printed"),
+    [
+        ("serve,vllm", "cli up --config examples/vllm/arithmetic_cpu.yaml --print", "vllm serve"),
+        ("serve", "cli schema", "large_tokens"),
+        ("agents", "examples.agent", "large"),
+    ],
+)
+def test_an_extra_requires_all_that_its_parts_import(extras, arguments, printed, tmp_path):
+    link_installed(required(extras.split(",")), tmp_path)
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    env.pop("TRIM_VLLM_PYTHON", None)
+    command = [sys.executable, "-S", "-m", *f"trim_graph.{arguments}".split()]
+    ran = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert printed in ran.stdout
+    assert not ran.stderr
 
 
 @pytest.fixture(scope="module")

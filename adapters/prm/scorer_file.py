@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trim_graph.adapters.hub import hub_options
-from trim_graph.adapters.model_source import local_file
+from trim_graph.adapters.model_source import import_transformers, local_file
 
 from .formats import FormatName, PRMFormat, is_chat, prm_format
 
@@ -68,6 +68,7 @@ def read_scorer_file(place: str, *, download: bool = True) -> ScorerFile | None:
     """
     file = local_file(place, SCORER_FILE)
     if file is None and download and not Path(place).is_dir():
+        import_transformers()
         from transformers.utils.hub import cached_file
 
         found = cached_file(

@@ -302,7 +302,7 @@ def load_format(settings: PRMSettings, place: str) -> tuple[FormatChoice, PreTra
 
     Raises:
         ScorerError: The tokenizer cannot be loaded.
-        ImportError: transformers is not installed.
+        ImportError: transformers is not installed, or jinja2 where the format has a chat template.
     """
     try:
         weights = check_model(place)
@@ -310,7 +310,7 @@ def load_format(settings: PRMSettings, place: str) -> tuple[FormatChoice, PreTra
         return choice, load_tokenizer(weights, chat=choice.needs_chat_template)
     except ImportError as error:
         raise ImportError(
-            f'the tokenizer of a PRM needs transformers: pip install "trim-graph[vllm]" ({error})'
+            f'the tokenizer of a PRM needs transformers and jinja2: pip install "trim-graph[vllm]" ({error})'
         ) from error
     except (OSError, ValueError) as error:
         raise ScorerError(

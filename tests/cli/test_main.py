@@ -11,6 +11,7 @@ from trim_graph import __version__
 from trim_graph.cli.app import EXAMPLE_CONFIG, app
 from trim_graph.config import EXAMPLE
 
+ARITHMETIC = Path(__file__).parents[2] / "examples/vllm/arithmetic_cpu.yaml"
 CHAIN = (
     "Start with 34. Step 1: add 12. Step 2: add 1. Step 3: add 2. Step 4: add 3. "
     "Always keep only the last two digits. What is the result?"
@@ -81,6 +82,11 @@ def test_the_module_runs(tmp_path):
             "transformers",
             ["demo", "--threshold", "1"],
             'transformers is not installed: pip install "trim-graph[cli,local]"',
+        ),
+        (
+            "jinja2",
+            ["up", "--print", "--config", str(ARITHMETIC)],
+            'jinja2 is not installed: pip install "trim-graph[cli,vllm]"',
         ),
     ],
 )

@@ -1,8 +1,11 @@
 import json
+import re
 import signal
 import time
 
 import pytest
+
+from trim_graph.cli.solve import against_large_alone
 
 CHAIN = (
     "Start with 34. Step 1: add 12. Step 2: multiply by 7. Step 3: take away 5. "
@@ -41,13 +44,24 @@ def test_explain_says_below_each_step_why_it_went_to_its_writer(world, run):
 
 def test_net_savings_are_shown_and_in_the_record(world, run):
     lines = run("solve", CHAIN).stdout.splitlines()
-    tokens = "saved   +32 large tokens, -391 tokens in all; net, against an estimate of the large model alone"
-    assert tokens in lines
+    (against,) = [line for line in lines if line.startswith("against")]
+    known = "against the large model alone (estimate): 32 fewer large tokens, 391 more tokens in all, "
+    assert re.fullmatch(re.escape(known) + r"\d+\.\d\d s (faster|slower)", against)
     (seconds,) = [line for line in lines if line.startswith("seconds")]
-    assert seconds.endswith(" saved net")
+    assert re.fullmatch(r"seconds \d+\.\d\d", seconds)
     record = json.loads(run("solve", CHAIN, "--policy", "large", "--json").stdout)
     assert record["summary"]["savings"]["tokens"] == 0
     assert record["steps"][0]["why"] == ("large_only() named the large model for this and all further steps")
+
+
+def test_net_savings_are_said_in_words():
+    known = {"large_tokens": 14.0, "tokens": -1224.4, "cost": -0.0012, "seconds": -2.741}
+    words = "14 fewer large tokens, 1224 more tokens in all, 0.0012 more expensive, 2.74 s slower"
+    assert against_large_alone(known) == words
+    assert against_large_alone({**known, "tokens": None, "cost": 0.5, "seconds": 1.0}) == (
+        "14 fewer large tokens, 0.5 cheaper, 1.00 s faster"
+    )
+    assert against_large_alone(dict.fromkeys(known)) == "unknown"
 
 
 def test_json(world, run):

@@ -26,7 +26,7 @@ VARYING_TEXT = (
     (re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b"), "<id>"),
     (re.compile(r"\b[0-9a-f]{32}\b"), "<id>"),
     (re.compile(r"(?<=^seconds )[\d.]+"), "<seconds>"),
-    (re.compile(r"[-+]?[\d.]+(?= saved net$)"), "<seconds>"),
+    (re.compile(r"[\d.]+ s (?:faster|slower)$"), "<seconds>"),
     (re.compile(r"(?<=Wall clock ).*"), "<seconds, and what they say>"),
 )
 """The place of the code, names of processes, ids of runs and messages, and what commands print of times,

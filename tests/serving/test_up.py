@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from trim_graph.cli.app import app
+from trim_graph.config import load_config
 
 from .conftest import alive, free_port
 
@@ -261,6 +263,18 @@ PRINTED = {
 
 def test_every_example_is_here():
     assert {file.stem for file in EXAMPLES.glob("*.yaml")} == set(PRINTED)
+
+
+def test_the_python_of_the_readme_has_the_models_of_the_example():
+    blocks = re.findall(r"```python\n(.*?)```", (EXAMPLES / "README.md").read_text("utf-8"), re.DOTALL)
+    names = {}
+    exec(compile(blocks[0], "README.md", "exec"), names)
+    config = load_config(EXAMPLES / "arithmetic_cpu.yaml")
+    for part in ("small", "large", "scorer"):
+        given, told = names[part], getattr(config, part)
+        assert (given.model, given.base_url) == (told.model, told.base_url)
+    settings = config.settings.model_dump(exclude_unset=True) | {"large_tokens": config.budget.large_tokens}
+    assert all(f"{name}={value}" in blocks[0] for name, value in settings.items())
 
 
 @pytest.mark.parametrize("name", PRINTED)

@@ -55,6 +55,13 @@ def readme_commands() -> list[list[str]]:
     return [["trim.yaml" if word == place else word for word in words] for words in commands]
 
 
+def readme_python(ports: list[int]) -> str:
+    """What the README of the examples does in Python, for servers at these ports."""
+    text = (EXAMPLE.parent / "README.md").read_text("utf-8")
+    code = "".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    return re.sub(r"127\.0\.0\.1:810(\d)", lambda found: f"127.0.0.1:{ports[int(found[1]) - 1]}", code)
+
+
 COMMAND = [sys.executable, "-m", "trim_graph.cli"]
 KEPT = {n: v for n, v in os.environ.items() if not n.startswith(("VLLM_", "PYTHON"))}
 KEPT |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
@@ -109,8 +116,9 @@ def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_arithmetic_servers_start_pass_the_doctor_and_end(vllm_python, tmp_path):
-    ports = iter(free_ports(3))
-    text = re.sub(r"127\.0\.0\.1:\d+", lambda _: f"127.0.0.1:{next(ports)}", EXAMPLE.read_text("utf-8"))
+    ports = free_ports(3)
+    following = iter(ports)
+    text = re.sub(r"127\.0\.0\.1:\d+", lambda _: f"127.0.0.1:{next(following)}", EXAMPLE.read_text("utf-8"))
     (tmp_path / "trim.yaml").write_text(text)
     with up(vllm_python, tmp_path) as marker:
         assert len(processes_of(marker)) >= 1 + 3 * 2  # vLLM works with an engine beside the server
@@ -123,6 +131,10 @@ def test_the_arithmetic_servers_start_pass_the_doctor_and_end(vllm_python, tmp_p
             done = command(tmp_path, *words)
             assert done.returncode == 0, done.stderr
         assert "\\boxed" in done.stdout
+        code = [sys.executable, "-c", readme_python(ports)]
+        ran = subprocess.run(code, cwd=tmp_path, env=KEPT, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stderr
+        assert "\\boxed" in ran.stdout
 
 
 def test_a_cascade_of_a_reward_model_and_a_judge_shares_one_server_for_generation(vllm_python, tmp_path):

@@ -193,7 +193,7 @@ def _need(types: set[str]) -> None:
 
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     if types & _ON_SERVERS:
-        need("cli,vllm", "httpx", "transformers")
+        need("cli,vllm", "httpx", "transformers", "jinja2")
     if types & _ON_ENGINES:
         from trim_graph.adapters.vllm.engine import vllm_module
 

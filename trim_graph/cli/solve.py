@@ -350,12 +350,10 @@ def show_usage(console: Console, summary: dict[str, Any], prices: Prices) -> Non
         rows.insert(0, ("human", counted(by_hand, "step")))
     if prices != type(prices)():
         rows.append(("cost", f"{summary['cost']:.6g}"))
+    rows.append(("seconds", f"{summary['seconds']:.2f}"))
     savings: Savings | None = summary.get("savings")
-    gained = None if savings is None else savings["seconds"]
-    pace = "" if gained is None else f", {gained:+.2f} saved net"
-    rows.append(("seconds", f"{summary['seconds']:.2f}{pace}"))
     if savings is not None:
-        rows.append(("saved", saved(savings)))
+        rows.append(("against", f"the large model alone (estimate): {against_large_alone(savings)}"))
     rows.append(("answer", summary["answer"] if summary["answer"] is not None else "none found"))
     rows.append(("stopped", f"{summary['stopped']}: {WHY_STOPPED.get(summary['stopped'], 'see the notes')}"))
     rows.extend(("note", note) for note in summary["notes"])
@@ -363,15 +361,16 @@ def show_usage(console: Console, summary: dict[str, Any], prices: Prices) -> Non
         console.print(Text.assemble((f"{name:<8}", "bold"), printable(value)), soft_wrap=True)
 
 
-def saved(savings: Savings) -> str:
-    """Returns net savings in tokens and money in words; what is unknown is left out."""
+def against_large_alone(savings: Savings) -> str:
+    """Returns net savings in words: how much less or more the run used; what is unknown is left out."""
     parts = [
-        f"{amount:+.4g}{unit}"
-        for amount, unit in (
-            (savings["large_tokens"], " large tokens"),
-            (savings["tokens"], " tokens in all"),
-            (savings["cost"], " in cost"),
+        f"{abs(amount):{form}} {less if amount >= 0 else more}"
+        for amount, form, less, more in (
+            (savings["large_tokens"], ".0f", "fewer large tokens", "more large tokens"),
+            (savings["tokens"], ".0f", "fewer tokens in all", "more tokens in all"),
+            (savings["cost"], ".4g", "cheaper", "more expensive"),
+            (savings["seconds"], ".2f", "s faster", "s slower"),
         )
         if amount is not None
     ]
-    return f"{', '.join(parts) or 'unknown'}; net, against an estimate of the large model alone"
+    return ", ".join(parts) or "unknown"

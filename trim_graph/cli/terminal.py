@@ -120,11 +120,20 @@ def need(extra: str, *modules: str) -> None:
     """
     for module in modules:
         try:
-            import_module(module)
+            _import(module)
         except ImportError as error:
             missing = isinstance(error, ModuleNotFoundError) and error.name == module
             why = "is not installed" if missing else f"cannot be imported ({error})"
             raise MissingExtra(f'{module} {why}: pip install "trim-graph[{extra}]"') from error
+
+
+def _import(module: str) -> None:
+    if module == "transformers":
+        from trim_graph.adapters.model_source import import_transformers
+
+        import_transformers()
+    else:
+        import_module(module)
 
 
 @contextmanager

@@ -61,7 +61,7 @@ def run_up(options: UpOptions) -> int:
     folder = options.config.absolute().parent
     config = load_config(options.config)
     if any(part.type == "vllm_prm" for part in scorer_parts(config.scorer)):
-        need("cli,vllm", "transformers")
+        need("cli,vllm", "transformers", "jinja2")
     plan = plan_servers(config, folder)
     if not plan.servers and not options.show:
         raise SettingsError(

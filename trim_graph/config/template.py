@@ -98,7 +98,7 @@ def config_text(choices: Choices, *, schema: str | None = None) -> str:
 
 {_scorer(choices)}
 
-# A draft that scores below the threshold is written again by the large model. Find the threshold for your
+# A draft that scores below the threshold is rewritten by the large model. Find the threshold for your
 # questions: trim-graph calibrate --config FILE --dataset QUESTIONS --max-loss 0.02 --write
 policy: {{type: threshold, t: {t}}}
 

@@ -225,9 +225,10 @@ class TestServer:
         server.models = {"data": [{"id": "m", "root": "/srv/models/prm"}]}
         assert scorer.score(QUESTION, steps("a")).scores
 
-    def test_without_transformers_the_extra_is_named(self, connect, monkeypatch):
+    @pytest.mark.parametrize("missing", ["transformers", "jinja2"])
+    def test_without_what_reads_a_tokenizer_the_extra_is_named(self, connect, monkeypatch, missing):
         _, scorer = connect(answer)
-        monkeypatch.setitem(sys.modules, "transformers", None)
+        monkeypatch.setitem(sys.modules, missing, None)
         with pytest.raises(ImportError, match=r'pip install "trim-graph\[vllm\]"'):
             scorer.score(QUESTION, steps("a"))
 
