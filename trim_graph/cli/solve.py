@@ -12,7 +12,7 @@ from rich.text import Text
 
 from trim_graph.config import TrimConfig, build_graph
 from trim_graph.errors import SettingsError, TrimError, counted
-from trim_graph.routing.explain import WHY_STOPPED
+from trim_graph.routing.explain import WHY_STOPPED, used_up
 from trim_graph.settings import describe
 
 from .common import chosen_config, load_parts, parsed_option, readable
@@ -22,7 +22,6 @@ from .terminal import Interrupted, visible
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
 
-    from trim_graph.budget import Prices
     from trim_graph.savings import Savings
 
     from .common import Console
@@ -134,7 +133,7 @@ def _run(options: SolveOptions, config: TrimConfig, graph: Any, question: str | 
     elif asked:
         show_question(_stdout(), asked, f"trim-graph solve --config {options.config} --thread {thread}")
     else:
-        show_usage(_stdout(), transcript.summary, config.prices)
+        show_usage(_stdout(), transcript.summary)
 
 
 def _given(options: SolveOptions, question: str | None) -> Any:
@@ -178,7 +177,7 @@ def _stdout() -> Any:
 
 
 _MORE = {"large_tokens": 200, "large_calls": 5, "large_cost": 0.01}
-"""An amount to suggest, by the limit that is spent."""
+"""An amount to suggest, by the exhausted limit."""
 
 
 def may_ask_human(config: TrimConfig) -> bool:
@@ -206,7 +205,7 @@ def show_question(console: Console, asked: dict[str, Any], command: str) -> None
     from rich.text import Text
 
     draft, spend = asked["draft"], asked["usage"]["large"]
-    why = f"the limit on {asked['limit']} is spent" if asked["limit"] else "the draft has a low score"
+    why = used_up(asked["limit"]) if asked["limit"] else "the draft has a low score"
     used = f"{counted(spend['calls'], 'call')}, {counted(spend['output_tokens'], 'token')}"
     rows = [("asked", f"{why}; the large model has used {used}")]
     answers = ["{continue_with: small}", "{continue_with: stop}", '{step: "..."}']
@@ -307,7 +306,7 @@ class Transcript:
             old.append(f"instead of: {printable(discarded['text'])}", style="dim strike")
             console.print(old, soft_wrap=True)
         if "exhausted_limit" in step:
-            said = f"{_INDENT}wanted the large model; the limit on {step['exhausted_limit']} is spent"
+            said = f"{_INDENT}wanted the large model; {used_up(step['exhausted_limit'])}"
             console.print(Text(said, style="yellow"), soft_wrap=True)
         if self.explain and "why" in step:
             console.print(Text(f"{_INDENT}because {printable(step['why'])}", style="dim"), soft_wrap=True)
@@ -318,7 +317,7 @@ def printable(text: str) -> str:
     return visible(text).strip("\n").replace("\n", f"\n{_INDENT}")
 
 
-def show_usage(console: Console, summary: dict[str, Any], prices: Prices) -> None:
+def show_usage(console: Console, summary: dict[str, Any]) -> None:
     """Prints what a run has used and why it stopped."""
     if not summary:
         return
@@ -345,7 +344,7 @@ def show_usage(console: Console, summary: dict[str, Any], prices: Prices) -> Non
     rows = [("scorer", scorer)]
     if by_hand := summary["steps"].get("human"):
         rows.insert(0, ("human", counted(by_hand, "step")))
-    if prices != type(prices)():
+    if summary["cost"] is not None:
         rows.append(("cost", f"{summary['cost']:.6g}"))
     savings: Savings | None = summary.get("savings")
     gained = None if savings is None else savings["seconds"]
