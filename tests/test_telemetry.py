@@ -92,7 +92,6 @@ def test_spans_say_what_was_decided_and_used(rig, backend):
     (run,) = backend.spans("trim.run")
     assert dict(run.attributes) == {
         "trim.stopped": "finished",
-        "trim.cost": 0.0,
         "trim.steps.small": 3,
         "trim.steps.large": 1,
         **{f"trim.tokens.{kind}": count for kind, count in summary["tokens"].items()},

@@ -59,7 +59,7 @@ class Spent(TypedDict):
     tokens: int
     """Read and generated."""
     cost: float | None
-    """None without prices."""
+    """None without prices; of the scorer also without its own, where it has written tokens."""
     seconds: float | None
     """Of its calls; None for ``discarded`` and ``prefill``, whose time is in the calls of the models."""
 
@@ -102,10 +102,12 @@ def net_savings(
     counted by the tokenizer of the large model where that model read the question without a step, else by
     the small one's. A prefix that only earlier runs could have left in a cache is priced in full.
 
-    Nothing unknown counts as 0: without a price of the large model each cost is None; without any answered
-    call, or a usage of an earlier release, ``read`` is None; a human's step has no tokens, so ``written`` is
-    None; without a large call in the run and without ``seconds_per_token`` the estimated seconds are None. A
-    price of 0 beside one of the large model is a price: a small model of one's own may cost nothing.
+    Nothing unknown counts as 0: without a price of the large model each cost is None; without a price of a
+    scorer that has written tokens, as an LLM judge does, its own and the net cost are None; without any
+    answered call, or a usage of an earlier release, ``read`` is None; a human's step has no tokens, so
+    ``written`` is None; without a large call in the run and without ``seconds_per_token`` the estimated
+    seconds are None. A price of 0 beside one of the large model is a price: a small model of one's own may
+    cost nothing.
 
     Args:
         accepted: Tokens of the accepted steps by writer. ``human``: number of a human's steps.
@@ -170,7 +172,7 @@ def _spent(accepted: Mapping[StepWriter, int], usage: Usage, prices: Prices | No
         costs = {
             "large": prices.large.cost(0, kept_large),
             "small": prices.small.cost(0, kept_small),
-            "scorer": prices.scorer.cost(scorer["input_tokens"], judged),
+            "scorer": prices.scorer_cost(scorer["input_tokens"], judged),
             "discarded": prices.small.cost(0, dropped_small)
             + prices.large.cost(0, dropped_large)
             + usage["unaccounted_cost"],
@@ -199,8 +201,8 @@ def _spent(accepted: Mapping[StepWriter, int], usage: Usage, prices: Prices | No
     }
 
 
-def _difference(estimated: float | None, spent: float) -> float | None:
-    return None if estimated is None else _finite(estimated - spent)
+def _difference(estimated: float | None, spent: float | None) -> float | None:
+    return None if estimated is None or spent is None else _finite(estimated - spent)
 
 
 def _finite(number: float) -> float | None:

@@ -347,7 +347,7 @@ def make_settings(budget: Budget | None, prices: Prices | None, settings: Mappin
 
     Args:
         budget: Limits of a run; None sets no limit.
-        prices: Price table; with None every call costs 0.
+        prices: Price table; with None the cost is unknown.
         settings: The other fields of `Settings`; ``segmentation`` may be a function.
 
     Raises:

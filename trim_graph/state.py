@@ -214,8 +214,9 @@ class Summary(TypedDict):
     ``large_discarded`` from calls that warmed the large model's cache."""
     usage: Usage
     """Calls, tokens and seconds of each model."""
-    cost: float
-    """Of all calls by the price table, in its currency; 0 without prices."""
+    cost: float | None
+    """Of all calls by the price table, in its currency; None without prices, and without a price of a scorer
+    that has written tokens, as an LLM judge does."""
     seconds: float
     """Active seconds of the run; waiting for a human does not count."""
     savings: NotRequired[Savings]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 
-from .budget.usage import StepWriter, Usage, lookahead_usage, total_cost, warming_usage
+from .budget.usage import StepWriter, Usage, lookahead_usage, total_cost, unpriced_scorer, warming_usage
 from .conversation import extract_answer
 from .errors import counted
 from .routing import RunView
@@ -32,6 +32,9 @@ def summarise(view: RunView) -> Summary:
             "the large model ignored max_tokens and wrote "
             f"{counted(usage['overshoot_tokens'], 'token')} too many"
         )
+    judged = usage["scorer"].get("output_tokens", 0)
+    if settings.prices.given and settings.prices.scorer is None and judged:
+        notes.append(unpriced_scorer(f"the scorer wrote {counted(judged, 'token')}"))
     by_writer: dict[StepWriter, int] = {"small": writers["small"], "large": writers["large"]}
     accepted: dict[StepWriter, int] = {"small": small, "large": large}
     summary = Summary(

@@ -309,7 +309,9 @@ def run_attributes(run: Run) -> dict[str, Any]:
     summary = summary_of(run)
     if summary is None:
         return {}
-    attributes: dict[str, Any] = {"trim.stopped": summary["stopped"], "trim.cost": summary["cost"]}
+    attributes: dict[str, Any] = {"trim.stopped": summary["stopped"]}
+    if summary["cost"] is not None:
+        attributes["trim.cost"] = summary["cost"]
     for writer, count in summary["steps"].items():
         attributes[f"trim.steps.{writer}"] = count
     for kind, count in summary["tokens"].items():

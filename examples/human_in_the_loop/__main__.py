@@ -46,7 +46,11 @@ def show(result: dict[str, Any]) -> None:
         print(f"\nsteps {result['trim']['steps']}  decisions {result['trim']['decisions']}")
         return
     asked = result["__interrupt__"][0].value
-    why = f"the limit on {asked['limit']} is spent" if asked["limit"] else "the score of this step is low"
+    why = (
+        f"the limit on {asked['limit']} leaves no further call"
+        if asked["limit"]
+        else "the score of this step is low"
+    )
     print(f"{asked['question']}\n")
     for step in asked["steps"]:
         print(f"  {step['writer']:6} {step['text']}")

@@ -119,7 +119,8 @@ def test_the_limit_on_cost_counts_the_prompt_with_its_tools():
     rig = build(policy=large_only(), prices=dear, budget=Budget(large_cost=conversation + 50.0))
     result = rig.ask("What?")
     assert rig.large.calls == []
-    assert "the limit on large_cost is spent" in result["trim"]["notes"][0]
+    left = conversation + 50.0
+    assert f"the limit on large_cost leaves {left:g}, and a call needs " in result["trim"]["notes"][0]
     rig = build(policy=large_only(), prices=dear, budget=Budget(large_cost=conversation + 50.0), tools=False)
     assert turns(rig.ask("What?"))
 
@@ -160,7 +161,8 @@ def test_a_spent_budget_ends_the_agent_where_that_is_set(asynchronously):
     )
     result = rig.ask(asynchronously=asynchronously)
     last = result["messages"][-1]
-    assert last.text == "Stopped before an answer was found: the large model's budget is spent."
+    why = "the budget leaves no further call of the large model"
+    assert last.text == f"Stopped before an answer was found: {why}."
     assert last.response_metadata["trim"] == result["trim"]
     assert result["trim"]["stopped"] == "budget"
     assert (len(rig.ran), rig.small.calls) == (2, [])

@@ -150,9 +150,11 @@ def test_a_remainder_that_is_used_up_is_a_spent_limit(make, remainder, way, asyn
     assert (summary["stopped"], summary["steps"]) == ("finished", {"small": 4, "large": 0})
     assert not rig.large.calls
     limit = next(iter(remainder))
-    assert summary["notes"] == [
-        f"the limit on {limit} is spent: the large model is not called any more",
-    ]
+    said = {  # 8 tokens, at a price of 10 per million
+        7: "leaves 7, and a call needs 8",
+        1e-9: "leaves 1e-09, and a call needs 8e-05 (for 8 tokens to write)",
+    }.get(remainder[limit], "is spent")
+    assert summary["notes"] == [f"the limit on {limit} {said}: the large model is not called any more"]
 
 
 @pytest.mark.parametrize("remainder", [{"large_tokens": 0}, {"large_calls": -2}], ids=str)

@@ -684,6 +684,14 @@ def test_a_judge_that_is_the_large_model(world, models, run, monkeypatch):
     assert policy == {"type": "threshold", "t": 7 / 9, "scorer": {"type": "llm_judge", "model": "large"}}
 
 
+def test_a_judge_without_a_price_beside_others_is_refused(run):
+    judge = "{type: llm_judge, model: {type: example}}"
+    result = evaluate(run, "--judge", judge, "--prices", "{large: {input: 1, output: 9}}", n=2)
+    assert result.exit_code == 2
+    assert "prices.scorer is not given, so the cost is unknown" in " ".join(result.output.split())
+    assert "run" not in os.listdir()
+
+
 def test_the_shipped_models(tmp_path, run, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "trim.yaml").write_text(

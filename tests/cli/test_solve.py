@@ -276,7 +276,9 @@ def test_a_run_that_asks_says_how_it_is_answered(world, run):
     asked = run("solve", CHAIN, *options, "--thread", "a")
     assert asked.exit_code == 0, asked.output
     said = asked.stdout
-    assert "asked   the limit on large_calls is spent; the large model has used 1 call, " in said
+    assert (
+        "asked   the limit on large_calls leaves no further call; the large model has used 1 call, " in said
+    )
     assert "draft   (not scored) Step 2: 46 * 7 = 322, keep 1." in said
     command = "trim-graph solve --config trim.yaml --thread a --resume --answer '{more: {large_calls: 5}}'"
     assert f"answer  {command}" in said

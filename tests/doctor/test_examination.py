@@ -58,6 +58,17 @@ def test_a_limit_on_cost_without_prices_limits_nothing():
     assert graph(config(scorer=PRM, budget={"large_cost": 1}, prices=prices), parts()).status == "ok"
 
 
+def test_a_judge_without_a_price_beside_others_makes_the_cost_unknown():
+    large, free = {"output": 1.0}, {"output": 0}
+    judges = {"type": "minimum", "scorers": [PRM, JUDGE]}
+    for scorer in (JUDGE, judges):
+        finding = graph(config(scorer=scorer, prices={"large": large}), parts())
+        assert finding.status == "warning"
+        assert "prices.scorer is not given, so the cost is unknown" in finding.found
+        assert graph(config(scorer=scorer), parts()).status == "ok"
+        assert graph(config(scorer=scorer, prices={"large": large, "scorer": free}), parts()).status == "ok"
+
+
 def test_what_the_graph_refuses_is_an_error():
     finding = graph(config(scorer=PRM), Parts(None, *parts()[1:]))
     assert finding.status == "error"

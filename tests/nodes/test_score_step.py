@@ -206,6 +206,45 @@ def test_what_a_scorer_writes_is_on_the_bill(make, asynchronously):
     ]
 
 
+def judged(*, read: int = 100, written: int = 1):
+    return lambda question, steps: ScorerReply([1.0] * len(steps), read, output_tokens=written)
+
+
+LARGE_PRICED = {"large": {"input": 2, "output": 8}}
+
+
+def test_the_cost_of_a_judge_without_a_price_is_unknown_beside_other_prices(make):
+    summary = make(scorer=judged(), prices=LARGE_PRICED).solve(asynchronously=False)["trim"]
+    assert summary["cost"] is summary["savings"]["cost"] is None
+    assert summary["savings"]["spent"]["scorer"]["cost"] is None
+    assert summary["notes"] == [
+        "the scorer wrote 4 tokens, and prices.scorer is not given, so the cost is unknown: give its input "
+        "and output, per million tokens, or 0 for both if it costs nothing"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("scorer", "prices"),
+    [
+        (judged(), {**LARGE_PRICED, "scorer": {"input": 0, "output": 0}}),
+        (judged(written=0), LARGE_PRICED),
+        (lambda question, steps: [1.0] * len(steps), LARGE_PRICED),
+    ],
+    ids=["free by its price", "reads only", "reports nothing"],
+)
+def test_a_scorer_that_is_free_or_writes_nothing_needs_no_price(make, scorer, prices):
+    summary = make(scorer=scorer, prices=prices).solve(asynchronously=False)["trim"]
+    assert summary["cost"] == 0  # the small model's drafts stay, and it is free
+    assert summary["savings"]["cost"] > 0
+    assert summary["notes"] == []
+
+
+def test_the_cost_is_unknown_without_prices(make):
+    summary = make(scorer=judged()).solve(asynchronously=False)["trim"]
+    assert summary["cost"] is summary["savings"]["cost"] is None
+    assert summary["notes"] == []
+
+
 def test_a_scorer_that_fails_costs_what_it_reported(make):
     def fails(question, steps):
         error = ScorerError("no digit")

@@ -444,6 +444,12 @@ LIMITS: list[tuple[dict[str, Any], str]] = [
     ({"usage": used(failed=MAX_LARGE_FAILURES)}, "large_failures"),
 ]
 """Ways to refuse the large model, and the name of what refuses."""
+SPENT = {name: f"the limit on {name} is spent" for _, name in LIMITS} | {
+    "large_tokens": "the limit on large_tokens leaves 7, and a call needs 8",
+    "large_cost": "the limit on large_cost leaves 7.5, and a call needs 8 (for 8 tokens to write)",
+    "large_tokens of user:1": "the limit on large_tokens of user:1 leaves 7, and a call needs 8",
+}
+"""What is said of the limit: nothing is left, or less than a call needs."""
 
 
 @pytest.mark.parametrize("decision", ["regenerate", "handover"])
@@ -453,7 +459,7 @@ def test_a_draft_whose_replacement_a_limit_refuses_is_kept_and_the_limit_named(l
     assert ruling.texts == ["a draft"]
     assert ruling.decision == {"decision": "accept", "exhausted_limit": name}
     assert str(ruling) == ("end: deadline" if name == "seconds" else "small step")
-    assert (f"the limit on {name} is spent" in ruling.notes) == (name != "large_failures")
+    assert (f"{SPENT[name]}: the large" in ruling.notes) == (name != "large_failures")
 
 
 def test_a_note_is_made_once():
@@ -669,7 +675,7 @@ def test_a_writer_that_a_limit_refuses_is_replaced_ends_the_run_or_is_asked_abou
     ruling = route(Says(writer), **{**limit, "budget": budget})
     expected = {"small": "small step", "stop": "end: budget", "ask": f"ask about {name}"}
     assert str(ruling) == expected[on_exhausted]
-    assert (f"the limit on {name} is spent" in ruling.notes) == (on_exhausted != "ask")
+    assert (f"{SPENT[name]}: the large" in ruling.notes) == (on_exhausted != "ask")
 
 
 @pytest.mark.parametrize("on_exhausted", ["small", "stop", "ask"])
@@ -1268,6 +1274,28 @@ def test_a_turns_order_is_renewed_within_what_the_whole_prompt_leaves(request_, 
     assert str(ruling) == expected
     if granted is not None:
         assert ruling.request["max_tokens"] == granted
+
+
+@pytest.mark.parametrize(
+    ("options", "expected", "decides"),
+    [
+        ({"budget": Budget(large_cost=20)}, "small draft", True),
+        ({"budget": Budget(large_cost=19)}, "small step", False),
+        ({"budget": Budget(large_cost=19, on_exhausted="stop")}, "end: budget", None),
+        ({"budget": Budget(large_cost=19, on_exhausted="ask")}, "small draft", True),
+        ({"budget": Budget(large_cost=19), "ask_below": 0.5}, "small draft", True),
+    ],
+)
+def test_a_draft_of_a_turn_is_not_scored_where_the_whole_prompt_leaves_no_large_call(
+    options, expected, decides
+):
+    ruling = renewed(DECIDED, prices=ONE_A_TOKEN, count_prompt=lambda *_: 12, **options)
+    assert str(ruling) == expected
+    if decides is not None:
+        assert ruling.request["needs_decision"] is ruling.request["needs_score"] is decides
+    if decides is False:
+        said = "leaves 19, and a call needs 20 (for a prompt of up to 12 tokens and 8 tokens to write)"
+        assert ruling.request["why"] == f"the limit on large_cost {said}: the small model writes"
 
 
 @pytest.mark.parametrize(

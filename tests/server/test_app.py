@@ -97,7 +97,8 @@ def test_an_answer_cut_by_max_tokens_names_no_budget(serve, on_exhausted):
         assert "large_tokens" not in json.dumps([cut["trim"]["notes"], cut["trim"]["each_step"]])
     assert cut["trim"]["notes"] == []
     own = server.ask(model="large", max_tokens=3, trim={"budget": {"large_tokens": 2}}).json()["trim"]
-    assert own["notes"] == ["the limit on large_tokens is spent: the large model is not called any more"]
+    said = "the limit on large_tokens leaves 2, and a call needs 3"
+    assert own["notes"] == [f"{said}: the large model is not called any more"]
 
 
 def test_max_tokens_bounds_the_text_and_not_what_failed_attempts_of_the_large_model_cost(serve):

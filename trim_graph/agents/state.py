@@ -157,7 +157,7 @@ def stop_message(state: AgentRouting, summary: Summary) -> AIMessage:
     settings, reason = state["run"]["settings"], state["stopped"]
     why = {
         "max_steps": f"its limit of {settings['max_steps']} turns is reached",
-        "budget": "the large model's budget is spent",
+        "budget": "the budget leaves no further call of the large model",
         "deadline": f"its limit of {settings['budget']['seconds']} seconds is reached",
         "failed": "no model could write the next turn",
     }[reason]

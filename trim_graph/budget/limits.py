@@ -172,6 +172,38 @@ def grant(
     return granted, None
 
 
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """What an exhausted limit left, and what the refused call would have needed of it.
+
+    Attributes:
+        left: What is left; 0 where the limit is used up.
+        needed: What the smallest useful call reserves.
+        prompt_tokens: Size of its prompt in tokens, or an upper bound.
+        tokens: Tokens that it may generate.
+    """
+
+    left: float
+    needed: float
+    prompt_tokens: int
+    tokens: int
+
+
+def shortage(limit: str, left: RemainingBudget, prices: Prices, tokens: int, prompt_tokens: int) -> Shortage:
+    """Returns what a limit left for which `grant` refused a call, and what the smallest useful one needs.
+
+    Args:
+        limit: Name of the limit.
+        left: What is left of the limits.
+        prices: Price table, for the limit on cost.
+        tokens: Tokens of the smallest useful call.
+        prompt_tokens: Size of its prompt in tokens, or an upper bound.
+    """
+    needed = LargeUsage(tokens, 1, prices.large.cost(prompt_tokens, tokens))
+    # Of the seconds any rest is enough.
+    return Shortage(getattr(left, limit), getattr(needed, limit, 0), prompt_tokens, tokens)
+
+
 def tightest(own: RemainingBudget, accounts: Mapping[str, RemainingBudget]) -> RemainingBudget:
     """Returns the smallest remainder of each limit, over a run's own budget and its accounts."""
 

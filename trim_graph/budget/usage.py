@@ -42,8 +42,20 @@ class Prices(KnownFields):
     """Of the small model."""
     large: ModelPrice = ModelPrice()
     """Of the large model."""
-    scorer: ModelPrice = ModelPrice()
-    """Of the scorer."""
+    scorer: ModelPrice | None = None
+    """Of the scorer; None: it is not given. Then a reward model, which only reads, costs nothing. The cost of
+    a run with an LLM judge, a chat model that writes tokens, is unknown."""
+
+    @property
+    def given(self) -> bool:
+        """Whether any price is above 0."""
+        return any(price is not None and (price.input or price.output) for _, price in self)
+
+    def scorer_cost(self, input_tokens: int, output_tokens: int) -> float | None:
+        """Returns the cost of the scorer; None where it has written tokens whose price is not given."""
+        if self.scorer is None:
+            return None if output_tokens else 0.0
+        return self.scorer.cost(input_tokens, output_tokens)
 
 
 class LargeUsage(NamedTuple):
@@ -102,7 +114,8 @@ class ScorerUsage(TypedDict):
     """Usage of the scorer."""
 
     calls: int
-    """Calls, failed ones included."""
+    """Calls, failed ones included: one a draft that is scored. In one an LLM judge asks its model about each
+    step whose score it does not have, so about several steps, or about none."""
     input_tokens: int
     """Tokens that it read, failed attempts included."""
     output_tokens: NotRequired[int]
@@ -202,6 +215,18 @@ def zero_usage() -> Usage:
     )
 
 
+def unpriced_scorer(what: str) -> str:
+    """Returns the sentence on a scorer that writes tokens, as an LLM judge does, without a price.
+
+    Args:
+        what: What it has done or will do.
+    """
+    return (
+        f"{what}, and prices.scorer is not given, so the cost is unknown: give its input and output, per "
+        "million tokens, or 0 for both if it costs nothing"
+    )
+
+
 def large_usage(usage: Usage, prices: Prices) -> LargeUsage:
     """Returns the usage of the large model, as limits count it."""
     large = usage["large"]
@@ -213,13 +238,19 @@ def large_usage(usage: Usage, prices: Prices) -> LargeUsage:
     )
 
 
-def total_cost(usage: Usage, prices: Prices) -> float:
-    """Returns the cost of all calls of a run in the price table's currency."""
-    small = usage["small"]
+def total_cost(usage: Usage, prices: Prices) -> float | None:
+    """Returns the cost of all calls of a run in the price table's currency.
+
+    None without prices, and where the scorer has written tokens whose price is not given.
+    """
+    small, scorer = usage["small"], usage["scorer"]
+    scored = prices.scorer_cost(scorer["input_tokens"], scorer.get("output_tokens", 0))
+    if not prices.given or scored is None:
+        return None
     return (
         prices.small.cost(small["input_tokens"], small["output_tokens"], small["cached_tokens"])
         + large_usage(usage, prices).large_cost
-        + prices.scorer.cost(usage["scorer"]["input_tokens"], usage["scorer"].get("output_tokens", 0))
+        + scored
         + prices.small.cost(0, lookahead_usage(usage)["unaccounted_tokens"])
     )
 

@@ -751,7 +751,9 @@ def nobody_may_decide(call: Call, usage: Usage) -> bool:
 
 def _exhausted(call: Call, limit: str) -> Update:
     """Reports to `route` that other runs have exhausted an account since it made the request."""
-    failed = Failure(part="large", error=f"the limit on {limit} is spent", exhausted_limit=limit)
+    failed = Failure(
+        part="large", error=f"the limit on {limit} leaves no further call", exhausted_limit=limit
+    )
     return {"usage": call.usage, "draft": None, "in_flight": None, "failed": failed, "notes": call.notes}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from trim_graph.config import Parts, TrimConfig, build_graph, for_measuring
-from trim_graph.config.load import check_place, write_config
+from trim_graph.config.load import check_place, judge_without_price, write_config
 from trim_graph.config.quality import Measured, QualityPoint
 from trim_graph.errors import SettingsError, counted
 from trim_graph.evaluation.arms import ParameterSweep, PolicyList, identity_of, make_family, policy_config
@@ -90,11 +90,13 @@ def run_calibrate(options: CalibrateOptions) -> int:
     out = _place(options)
     tasks = _tasks(options, config, target)
     kinds = {task.target.kind for task in tasks}
-    if "max_cost" in kinds and not any(price.input or price.output for _, price in config.prices):
+    if "max_cost" in kinds and not config.prices.given:
         raise SettingsError(
             "--max-cost needs prices: put `prices: {large: {input: 0.5, output: 1.5}}` and the "
             "like into the file of --config"
         )
+    if "max_cost" in kinds and (unpriced := judge_without_price(config.prices, config.scorer)) is not None:
+        raise SettingsError(f"--max-cost: {unpriced}")
     dataset = _dataset(options)
     questions = list(first_questions(dataset, options.n, default=DEFAULT_N))
     if not questions:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
-from trim_graph.budget import Prices
+from trim_graph.config.load import judge_without_price
 from trim_graph.errors import InputError, SettingsError, counted
 from trim_graph.evaluation.arms import (
     RANDOM_RATES,
@@ -127,6 +127,9 @@ class Evaluation:
         self.dataset = read_dataset("--dataset", request.dataset, "test", request.seed)
         self.n = count_questions("--dataset", request.dataset, self.dataset, request.n, DEFAULT_N)
         self.judge = judge_of(request.judge, self.config)
+        own = None if self.judge is None else self.judge.config
+        if (unpriced := judge_without_price(self.config.prices, self.config.scorer, own)) is not None:
+            raise SettingsError(unpriced)
         self.leak: str | None = None
         self.warnings = list[str]()
         """Warnings for a reader of the summary."""
@@ -160,7 +163,7 @@ class Evaluation:
         counts, seen = count_and_measure(self.request.out, named, retry_errors=self.request.retry_errors)
         texts = [one.text for one in first_questions(self.dataset, min(self.n, 100), default=self.n)]
         lengths = lengths_of(texts, self.config.settings.instruction, seen)
-        prices = self.config.prices if _priced(self.config.prices) else None
+        prices = self.config.prices if self.config.prices.given else None
         planned = self._planned({**counts, **count_fitting_runs(self.request.out)})
         return estimate_spend(planned, lengths, seen, prices)
 
@@ -285,7 +288,7 @@ class Evaluation:
             f"the arm {arm} is left out: questions are lacking, or all failed" for arm in runner.take_older()
         ]
         write_rows(request.out, list(runner.arms))
-        cost_model = CostModel(_priced(self.config.prices), request.cost_per_second, request.max_loss)
+        cost_model = CostModel(self.config.prices.given, request.cost_per_second, request.max_loss)
         summary = summarise_run(
             runner, self.config, cost_model, self.warnings, command=command_line("eval", request)
         )
@@ -344,10 +347,6 @@ def _planned_arm(arm: Arm, left: int) -> PlannedRuns:
     kind: Kind = "probed" if type == "entropy_probe" else "routed"
     rate = float(arm.policy["rate"]) if type == "random_rate" else 1.0
     return PlannedRuns(group, arm.name, kind, left, rate, policy_config(arm.policy).build().needs_score)
-
-
-def _priced(prices: Prices) -> bool:
-    return any(price.input or price.output for _, price in prices)
 
 
 DEFAULT_N = 200

@@ -13,7 +13,7 @@ from rich.text import Text
 from trim_graph.adapters.provider_errors import is_of_client
 from trim_graph.config import TrimConfig, build_graph
 from trim_graph.errors import SettingsError, TrimError, counted
-from trim_graph.routing.explain import WHY_STOPPED
+from trim_graph.routing.explain import WHY_STOPPED, used_up
 from trim_graph.settings import describe
 
 from .common import chosen_config, load_parts, parsed_option, readable
@@ -23,7 +23,6 @@ from .terminal import Interrupted, visible
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
 
-    from trim_graph.budget import Prices
     from trim_graph.savings import Savings
 
     from .common import Console
@@ -137,7 +136,7 @@ def _run(options: SolveOptions, config: TrimConfig, graph: Any, question: str | 
     elif asked:
         show_question(_stdout(), asked, f"trim-graph solve --config {options.config} --thread {thread}")
     else:
-        show_usage(_stdout(), transcript.summary, config.prices)
+        show_usage(_stdout(), transcript.summary)
 
 
 def _given(options: SolveOptions, question: str | None) -> Any:
@@ -181,7 +180,7 @@ def _stdout() -> Any:
 
 
 _MORE = {"large_tokens": 200, "large_calls": 5, "large_cost": 0.01}
-"""An amount to suggest, by the limit that is spent."""
+"""An amount to suggest, by the exhausted limit."""
 
 
 def may_ask_human(config: TrimConfig) -> bool:
@@ -209,7 +208,7 @@ def show_question(console: Console, asked: dict[str, Any], command: str) -> None
     from rich.text import Text
 
     draft, spend = asked["draft"], asked["usage"]["large"]
-    why = f"the limit on {asked['limit']} is spent" if asked["limit"] else "the draft has a low score"
+    why = used_up(asked["limit"]) if asked["limit"] else "the draft has a low score"
     used = f"{counted(spend['calls'], 'call')}, {counted(spend['output_tokens'], 'token')}"
     rows = [("asked", f"{why}; the large model has used {used}")]
     answers = ["{continue_with: small}", "{continue_with: stop}", '{step: "..."}']
@@ -310,7 +309,7 @@ class Transcript:
             old.append(f"instead of: {printable(discarded['text'])}", style="dim strike")
             console.print(old, soft_wrap=True)
         if "exhausted_limit" in step:
-            said = f"{_INDENT}wanted the large model; the limit on {step['exhausted_limit']} is spent"
+            said = f"{_INDENT}wanted the large model; {used_up(step['exhausted_limit'])}"
             console.print(Text(said, style="yellow"), soft_wrap=True)
         if self.explain and "why" in step:
             console.print(Text(f"{_INDENT}because {printable(step['why'])}", style="dim"), soft_wrap=True)
@@ -321,7 +320,7 @@ def printable(text: str) -> str:
     return visible(text).strip("\n").replace("\n", f"\n{_INDENT}")
 
 
-def show_usage(console: Console, summary: dict[str, Any], prices: Prices) -> None:
+def show_usage(console: Console, summary: dict[str, Any]) -> None:
     """Prints what a run has used and why it stopped."""
     if not summary:
         return
@@ -348,7 +347,7 @@ def show_usage(console: Console, summary: dict[str, Any], prices: Prices) -> Non
     rows = [("scorer", scorer)]
     if by_hand := summary["steps"].get("human"):
         rows.insert(0, ("human", counted(by_hand, "step")))
-    if prices != type(prices)():
+    if summary["cost"] is not None:
         rows.append(("cost", f"{summary['cost']:.6g}"))
     rows.append(("seconds", f"{summary['seconds']:.2f}"))
     savings: Savings | None = summary.get("savings")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import Field, ValidationError, model_validator
 
 from trim_graph.budget import Budget, Prices, Quotas
+from trim_graph.budget.usage import unpriced_scorer
 from trim_graph.errors import SettingsError
 from trim_graph.policies.parsing import PolicyConfig, Quality
 from trim_graph.savings import LargeAlone
@@ -17,7 +18,16 @@ from trim_graph.settings import ConfigSection
 
 from .errors import explain, read_yaml
 from .quality import QualityPoints, check_named, policy_by_name
-from .schema import CheckpointSpec, FileSettings, LedgerSpec, ModelConfig, ResponseCachePath, ScorerConfig
+from .schema import (
+    CheckpointSpec,
+    FileSettings,
+    LedgerSpec,
+    LLMJudgeScorer,
+    ModelConfig,
+    ResponseCachePath,
+    ScorerConfig,
+    scorer_parts,
+)
 from .shadow import AnswerWatcher, ShadowSection, policy_beside
 
 if TYPE_CHECKING:
@@ -288,6 +298,20 @@ def build_graph(
         on_answer=None if shadow is None else shadow.observe,
         **config.settings.model_dump(),
     )
+
+
+def judge_without_price(prices: Prices, *scorers: ScorerConfig | None) -> str | None:
+    """Returns the sentence on an LLM judge whose price is missing beside others; None where there is none.
+
+    Args:
+        prices: Price table.
+        scorers: Scorers that may be asked, in the form of a configuration.
+    """
+    parts = [part for one in scorers for part in scorer_parts(one)]
+    if not prices.given or prices.scorer is not None:
+        return None
+    judged = any(isinstance(part, LLMJudgeScorer) for part in parts)
+    return unpriced_scorer("an LLM judge writes tokens") if judged else None
 
 
 def with_value(text: str, place: Sequence[str], value: Any) -> str:

@@ -105,7 +105,7 @@ policy: {{type: threshold, t: {t}}}
 # Hard limits of one question on the large model; on_exhausted: small (the small model finishes), stop or ask.
 budget: {{large_tokens: 2000, seconds: 300}}
 # Prices per million tokens, for the cost of each answer and for limits on it; your provider's own:
-# prices: {{small: {{input: 0.4, output: 1.6}}, large: {{input: 2, output: 8}}}}
+# prices: {{small: {{input: 0.4, output: 1.6}}, large: {{input: 2, output: 8}}{_judge_price(choices)}}}
 
 settings:
   max_steps: {steps}          # of one solution
@@ -171,6 +171,11 @@ def _scorer(choices: Choices) -> str:
         "scorer:\n  type: cascade\n  first: {type: token_probability}\n"
         f"  second: {judge}\n  unsure: [0.6, 0.95]"
     )
+
+
+def _judge_price(choices: Choices) -> str:
+    """Returns the price of the judge, which is the large model, to add to a table; empty without a judge."""
+    return ", scorer: {input: 2, output: 8}" if choices.scorer in ("judge", "cascade") else ""
 
 
 def _judge(choices: Choices) -> str:

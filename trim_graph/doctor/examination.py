@@ -17,6 +17,7 @@ from trim_graph.adapters.prm.scores import serve_options
 from trim_graph.adapters.provider_errors import advice, is_of_client, server_message
 from trim_graph.adapters.vllm.plugin import serves
 from trim_graph.config import Parts, TrimConfig, build_graph, for_measuring
+from trim_graph.config.load import judge_without_price
 from trim_graph.config.schema import asked_by, named_scorers, scorer_parts
 from trim_graph.errors import ModelServerError, ScorerError, SettingsError, TrimError
 from trim_graph.policies.parsing import Threshold
@@ -59,6 +60,8 @@ def graph(config: TrimConfig, parts: Parts) -> Finding:
             f"the policy {config.policy.type} looks at no score, so the scorer is never asked",
             "leave out the scorer, or choose a policy such as threshold",
         )
+    if (unpriced := judge_without_price(config.prices, config.scorer)) is not None:
+        return Finding.warning(unpriced, "prices: {scorer: {input: ..., output: ...}}")
     return Finding.ok("policy, scorer, budget and prices go together")
 
 

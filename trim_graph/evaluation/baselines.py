@@ -409,7 +409,7 @@ def _with_scores(row: Row, scored: Scored, prices: Prices) -> Row:
         "steps": steps,
         "tokens": {**row["tokens"], "scorer": tokens, "scorer_output": written},
         "calls": Calls(**{**row["calls"], "scorer": int(bool(scored["scores"]))}),
-        "cost": row["cost"] + prices.scorer.cost(tokens, written),
+        "cost": row["cost"] + (prices.scorer_cost(tokens, written) or 0.0),
         "seconds": row["seconds"] + scored["seconds"],
     }
     return Row(**{**row, **changed})  # type: ignore[typeddict-item]

@@ -146,11 +146,11 @@ def _means(arms: Mapping[str, Sequence[Record]], seed: int) -> Means:
     return resampled_means(columns, seed=seed)
 
 
-def _cost_of_small_and_scorer(row: Row, prices: Prices) -> float:
+def _cost_of_small_and_scorer(row: Row, prices: Prices) -> float | None:
     small, cached = row["prefill"]["small"], row["cached_prefill"]["small"]
     written = row["tokens"]["small"] + row["tokens"]["small_discarded"]
-    scorer = prices.scorer.cost(row["tokens"]["scorer"], row["tokens"].get("scorer_output", 0))
-    return prices.small.cost(small, written, cached) + scorer
+    scorer = prices.scorer_cost(row["tokens"]["scorer"], row["tokens"].get("scorer_output", 0))
+    return None if scorer is None else prices.small.cost(small, written, cached) + scorer
 
 
 NUMBERS: dict[str, Callable[[Row], float | None]] = {
@@ -227,9 +227,8 @@ def read_metric_columns(rows: Iterable[Row], *, n: int, samples: int, prices: Pr
             raise InputError(f"arm {row['arm']}: question {index}, sample {sample} has two rows")
         seen[index, sample] = True
         errors += row["error"] is not None
-        numbers = [number(row) for number in NUMBERS.values()]
-        table[:-1, index] += [np.nan if number is None else number for number in numbers]
-        table[-1, index] += _cost_of_small_and_scorer(row, prices)
+        numbers = [*(number(row) for number in NUMBERS.values()), _cost_of_small_and_scorer(row, prices)]
+        table[:, index] += [np.nan if number is None else number for number in numbers]
     if not seen.all():
         index, sample = (int(place) for place in np.argwhere(~seen)[0])
         raise InputError(

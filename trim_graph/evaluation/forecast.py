@@ -92,6 +92,7 @@ class Spend:
         costs = (
             price.cost(round(self.read.get(model, 0.0)), self.written.get(model, 0.0))
             for model, price in prices
+            if price is not None
         )
         return float(sum(costs))
 

@@ -178,7 +178,7 @@ class Record(Outline):
     """The part of the prefill that was served from a cache, where the model reports it."""
     calls: Calls
     cost: float
-    """Cost by the price table; 0 where there is none."""
+    """Cost by the price table; 0 where there is none, as ``priced`` of the run's summary says."""
 
 
 def new_record(item: WorkItem, seed: int | None = None, **known: Any) -> Record:
@@ -242,7 +242,7 @@ def record_of(result: Mapping[str, Any], item: WorkItem, seed: int | None = None
         prefill=PerWriter(small=small["input_tokens"], large=large["input_tokens"]),
         cached_prefill=PerWriter(small=small["cached_tokens"], large=large["cached_tokens"]),
         calls=Calls(small=small["calls"], large=large["calls"], scorer=usage["scorer"]["calls"]),
-        cost=summary["cost"],
+        cost=summary["cost"] or 0.0,
         steps=_steps(result),
         **known,
     )

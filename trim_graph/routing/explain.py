@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+from trim_graph.budget.limits import Shortage
 from trim_graph.policies.base import Observation, Policy
 from trim_graph.settings import Settings
 from trim_graph.state import Failure
@@ -24,7 +25,7 @@ WHY_STOPPED: Mapping[str, str] = {
     "max_tokens": "the limit on the solution's tokens is reached",
     "length": "a model's context is full",
     "loop": "the same was written again and again",
-    "budget": "the budget is spent",
+    "budget": "the budget leaves no further call of the large model",
     "deadline": "the time is up",
     "recursion_limit": "the recursion limit is reached",
     "no_step": "the model wrote nothing that is a step",
@@ -77,11 +78,12 @@ def decided_by_human(decision: str, unit: Unit) -> str:
     return f"a human {_done(decision, unit)}"
 
 
-def exhausted(limit: str, wanted: str | None = None) -> str:
+def exhausted(limit: str, shortage: Shortage | None = None, wanted: str | None = None) -> str:
     """Explains that the large model may not be called; `left_to` ends the sentence.
 
     Args:
         limit: The exhausted limit, or another reason.
+        shortage: What the limit left, and what a call needed; None if it is not known.
         wanted: Why it would have been called; None if nothing called for it yet.
     """
     if limit == LARGE_FAILURES:
@@ -89,8 +91,26 @@ def exhausted(limit: str, wanted: str | None = None) -> str:
     elif limit == UNBOUNDED:
         why = "the limit on cost cannot be kept for this prompt"
     else:
-        why = f"the limit on {limit} is spent"
+        why = used_up(limit, shortage)
     return why if wanted is None else f"{wanted}, but {why}"
+
+
+def used_up(limit: str, shortage: Shortage | None = None) -> str:
+    """Says what an exhausted limit leaves: nothing, or less than a call of the large model needs.
+
+    Args:
+        limit: Name of the limit, that of an account included.
+        shortage: What it left, and what a call needed; None if it is not known.
+    """
+    if shortage is None:
+        return f"the limit on {limit} leaves no further call"
+    if not shortage.left:
+        return f"the limit on {limit} is spent"
+    needed = f"the limit on {limit} leaves {shortage.left:.6g}, and a call needs {shortage.needed:.6g}"
+    if not limit.startswith("large_cost"):
+        return needed
+    prompt = f"a prompt of up to {shortage.prompt_tokens} tokens and " if shortage.prompt_tokens else ""
+    return f"{needed} (for {prompt}{shortage.tokens} tokens to write)"
 
 
 def failed(part: str, failure: Failure, settings: Settings, wanted: str | None = None) -> str:

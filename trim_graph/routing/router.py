@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import takewhile
 from typing import Any, Literal, cast
 
 from trim_graph import process
-from trim_graph.budget.limits import cost_limit, grant, tightest
+from trim_graph.budget.limits import Shortage, cost_limit, grant, shortage, tightest
 from trim_graph.budget.usage import LargeUsage, warming_usage
 from trim_graph.conversation import extract_answer
 from trim_graph.errors import InputError, SettingsError
@@ -204,14 +203,16 @@ class Router:
         if request is None:
             return decision.take()
         if request["writer"] == "small":
-            return decision.write(request)
-        granted, exhausted = decision.grant(request["max_tokens"])
+            exhausted = decision.leaves_no_choice(request)
+        else:
+            granted, exhausted = decision.grant(request["max_tokens"])
+            request = StepRequest(**{**request, "max_tokens": granted})
         if exhausted is None:
-            return decision.write(StepRequest(**{**request, "max_tokens": granted}))
+            return decision.write(request)
         decision.note_exhausted(exhausted)
         if decision.stops(exhausted):
             return decision.finish("budget")
-        because = explain.exhausted(exhausted, request.get("why"))
+        because = decision.explain_exhausted(exhausted, request.get("why"))
         return decision.write(decision.small_request(why=explain.left_to("small", because)))
 
     def for_fallback(self, view: RunView, request: StepRequest) -> StepRequest | None:
@@ -261,6 +262,7 @@ class _Decision:
         self.memory = self.state.get("memory")
         self.notes: list[str] = list(self.state.get("notes", []))
         self._prompts: dict[tuple[int, str], tuple[int, bool]] = {}
+        self._shortages: dict[str, Shortage] = {}
 
     @property
     def step_tokens(self) -> int:
@@ -341,7 +343,7 @@ class _Decision:
             self.note_exhausted(exhausted)
             if self.stops(exhausted):
                 return self.finish("budget")
-            because = explain.exhausted(exhausted, None if choice.value == "small" else why)
+            because = self.explain_exhausted(exhausted, None if choice.value == "small" else why)
             why = explain.left_to("small", because)
         needs_decision = (self.policy.decides and not exhausted) or self.settings.ask_below is not None
         return self.write(self.small_request(why=None if needs_decision else why))
@@ -356,7 +358,7 @@ class _Decision:
         exhausted = self.grant(self.step_tokens)[1]
         if exhausted and not self.asks(exhausted):
             self.note_exhausted(exhausted)
-            why = explain.left_to("small", explain.exhausted(exhausted))
+            why = explain.left_to("small", self.explain_exhausted(exhausted))
             return self.finish("budget") if self.stops(exhausted) else self.write(self.small_request(why=why))
         request = self.small_request(why="")
         return self.write(
@@ -397,7 +399,7 @@ class _Decision:
                 assert exhausted is not None
                 record["exhausted_limit"] = exhausted
                 self.note_exhausted(exhausted)
-                why = explain.left_to("draft", explain.exhausted(exhausted, why))
+                why = explain.left_to("draft", self.explain_exhausted(exhausted, why))
                 ended = self._ends_before_calls(draft)
                 if ended is None:
                     record["decision"] = "accept"
@@ -635,7 +637,7 @@ class _Decision:
             return self.finish("budget")
         record = self._record("accept", None)
         record["exhausted_limit"] = limit
-        return self._instead_of_large(record, explain.exhausted(limit, wanted))
+        return self._instead_of_large(record, self.explain_exhausted(limit, wanted))
 
     def _unrated(self, failed: Failure, draft: Draft, request: StepRequest) -> Action:
         record = self._record("accept", None, fallback=f"the {_name(failed)} failed")
@@ -655,7 +657,7 @@ class _Decision:
                 record["decision"], record["discarded"] = "regenerate", step_from_draft(draft)
                 self._decide(record)
                 return self._end_before_calls(ended)
-            because = explain.exhausted(exhausted, because)
+            because = self.explain_exhausted(exhausted, because)
         self._decide(record)
         return self.accept(draft, request, explain.left_to("draft", because))
 
@@ -737,13 +739,15 @@ class _Decision:
         if limit is not None:
             self.note(f"{limit} cannot be kept for this prompt: the large model is not called for it")
             return 0, explain.UNBOUNDED
-        ask_for = partial(grant, view.budget, prices=view.prices, prompt_tokens=prompt)
-        granted, exhausted = ask_for(left=self.left, wanted=wanted)
-        for account, left in view.accounts_left.items():
-            if granted:
-                granted, exhausted = ask_for(left=left, wanted=granted)
-                exhausted = exhausted and f"{exhausted} of {account}"
-        return granted, exhausted
+        for account, left in (("", self.left), *view.accounts_left.items()):
+            granted, exhausted = grant(view.budget, left, view.prices, wanted=wanted, prompt_tokens=prompt)
+            if exhausted is not None:
+                name = f"{exhausted} of {account}" if account else exhausted
+                tokens = min(view.budget.min_tokens, wanted)
+                self._shortages[name] = shortage(exhausted, left, view.prices, tokens, prompt)
+                return 0, name
+            wanted = granted
+        return wanted, None
 
     def _given_up(self) -> bool:
         return self.view.usage["large"]["failed_calls"] >= MAX_LARGE_FAILURES
@@ -773,6 +777,16 @@ class _Decision:
                 "before a call: a call of the large model that is cut off is charged without it"
             )
             return unbounded.least, False
+
+    def leaves_no_choice(self, request: StepRequest) -> str | None:
+        """Returns the exhausted limit for which no decision on a draft can be carried out; None if one can.
+
+        A human decides too, on a draft with a low score, or on a larger budget.
+        """
+        if not request["needs_decision"] or not self.policy.decides or self.settings.ask_below is not None:
+            return None
+        exhausted = self.grant(self.step_tokens)[1]
+        return None if self.asks(exhausted) else exhausted
 
     def asks(self, exhausted: str | None) -> bool:
         """Returns whether an exhausted limit interrupts the run for a human."""
@@ -944,8 +958,15 @@ class _Decision:
 
     def note_exhausted(self, exhausted: str) -> None:
         """Adds the note that the large model is not called any more."""
-        if exhausted not in _NO_LIMIT:  # noted when it happened
-            self.note(f"the limit on {exhausted} is spent: the large model is not called any more")
+        if exhausted in _NO_LIMIT:  # noted when it happened
+            return
+        if not any(note.startswith(f"the limit on {exhausted} ") for note in self.notes):
+            why = explain.used_up(exhausted, self._shortages.get(exhausted))
+            self.note(f"{why}: the large model is not called any more")
+
+    def explain_exhausted(self, exhausted: str, wanted: str | None = None) -> str:
+        """Explains that the large model may not be called; see `explain.exhausted`."""
+        return explain.exhausted(exhausted, self._shortages.get(exhausted), wanted)
 
     def note(self, note: str) -> None:
         """Adds a note for the user; a run has each note once."""

@@ -501,7 +501,7 @@ def _decided(summary: Summary) -> dict[str, str]:
         "x-trim-large-steps": str(summary["steps"]["large"]),
         "x-trim-small-tokens": str(summary["usage"]["small"]["output_tokens"]),
         "x-trim-large-tokens": str(summary["usage"]["large"]["output_tokens"]),
-        "x-trim-cost": f"{summary['cost']:.6g}",
+        **({} if summary["cost"] is None else {"x-trim-cost": f"{summary['cost']:.6g}"}),
         "x-trim-seconds": f"{summary['seconds']:.3f}",
     }
 

@@ -59,7 +59,8 @@ class Metrics:
     def count(self, summary: Summary) -> None:
         """Counts what a run used."""
         self._runs.labels(summary["stopped"]).inc()
-        self._cost.inc(summary["cost"])
+        if summary["cost"] is not None:
+            self._cost.inc(summary["cost"])
         for writer, steps in summary["steps"].items():
             self._steps.labels(writer).inc(steps)
         for decision, times in summary["decisions"].items():

@@ -14,6 +14,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.ai import UsageMetadata
 
 from trim_graph.budget.ledger import Ledger
+from trim_graph.budget.usage import LargeUsage
 from trim_graph.chat_model import TrimChatModel
 from trim_graph.config import Parts, TrimConfig, build_graph
 from trim_graph.shadow.runner import ShadowBase
@@ -200,24 +201,25 @@ def _ended(chunk: AIMessageChunk) -> Ended:
 
 
 def _check_quota(summary: Summary, *, is_empty: bool) -> None:
-    """Refuses an answer that a spent quota has left empty.
+    """Refuses an answer that an exhausted quota has left empty.
 
     Raises:
         ApiError: 429, it has.
     """
-    if summary["stopped"] == "budget" and is_empty and _is_quota_spent(summary):
+    if summary["stopped"] == "budget" and is_empty and _is_quota_exhausted(summary):
         raise ApiError(
             429,
-            "the quota of this API key is spent",
+            "the quota of this API key leaves no further call of the large model",
             kind="insufficient_quota",
             code="insufficient_quota",
         )
 
 
-def _is_quota_spent(summary: Summary) -> bool:
+def _is_quota_exhausted(summary: Summary) -> bool:
     """Returns whether an account prevented a large call, rather than a limit of the run alone."""
     accounts, notes = summary.get("accounts", {}), summary["notes"]
-    return any(f" of {account} is spent: " in note for account in accounts for note in notes)
+    limits = [f"the limit on {name} of {account} " for account in accounts for name in LargeUsage._fields]
+    return any(note.startswith(limit) for limit in limits for note in notes)
 
 
 def _usage(usage: UsageMetadata) -> dict[str, Any]:

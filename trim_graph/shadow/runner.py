@@ -440,14 +440,13 @@ class Shadow(ShadowBase):
         large = walk.large_tokens
         exact = not walk.places if self.answers == "small" else len(walk.places) == len(forced)
         prices = self.settings.prices
-        spent_cost = prices.scorer.cost(walk.scorer_tokens, walk.scorer_output_tokens)
-        if small:
-            spent_cost += prices.small.cost(walk.small_input_tokens, walk.small_tokens)
-        cost = None
-        if self.priced and large is not None and answered["input_tokens"] is not None:
+        cost, scored = None, prices.scorer_cost(walk.scorer_tokens, walk.scorer_output_tokens)
+        asked_tokens = answered["input_tokens"]
+        if self.priced and large is not None and scored is not None and asked_tokens is not None:
             own = answered["cost"] if self.answers == "small" else None
-            read = sum(answered["input_tokens"] + before for before in walk.prefix_tokens)
-            cost = spent_cost + (own or 0.0) + prices.large.cost(read, large)
+            drafted = prices.small.cost(walk.small_input_tokens, walk.small_tokens) if small else 0.0
+            read = sum(asked_tokens + before for before in walk.prefix_tokens)
+            cost = scored + drafted + (own or 0.0) + prices.large.cost(read, large)
         record["would"] = WouldBe(
             stopped=walk.stopped,
             steps=walk.steps,
