@@ -911,8 +911,10 @@ class _Decision:
             self.memory = self.update["memory"] = memory
 
     def note_exhausted(self, exhausted: str) -> None:
-        """Adds the note that the large model is not called any more."""
-        if exhausted not in _NO_LIMIT:  # noted when it happened
+        """Adds the note on what follows from an exhausted limit."""
+        if exhausted == "seconds":
+            self.note("the limit on seconds is reached: the run ends with the steps it has")
+        elif exhausted not in _NO_LIMIT:  # noted when it happened
             self.note(f"the limit on {exhausted} is spent: the large model is not called any more")
 
     def note(self, note: str) -> None:
