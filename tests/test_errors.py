@@ -2,9 +2,7 @@ import pytest
 from pydantic import ValidationError
 
 from trim_graph.adapters import (
-    ChatTransformers,
     ChatVLLM,
-    ContinueByPrompt,
     LLMJudge,
     TransformersProcessReward,
     TurnSignals,
@@ -13,7 +11,7 @@ from trim_graph.adapters import (
 )
 from trim_graph.budget import Budget
 from trim_graph.errors import counted
-from trim_graph.examples.arithmetic import PRM, SMALL
+from trim_graph.examples.arithmetic import PRM
 from trim_graph.segmentation import Thinking
 from trim_graph.settings import Settings
 from trim_graph.testing import ScriptedChatModel
@@ -37,8 +35,6 @@ def test_a_number_agrees_with_its_noun(number, words, shown):
     [
         (lambda: ChatVLLM(model="m", base_ulr="x"), "base_url"),
         (lambda: ChatVLLM(model="m", max_tokns=9), "max_tokens"),
-        (lambda: ChatTransformers(model=SMALL, devise="cpu"), "device"),
-        (lambda: ContinueByPrompt(ScriptedChatModel(script=[]), send_stp=True), "send_stop"),
         (lambda: TransformersProcessReward(PRM, devise="cpu"), "device"),
         (lambda: VLLMProcessReward("m", base_ulr="x"), "base_url"),
         (lambda: VLLMGenerativeProcessReward("m", format="rlhflow", base_ulr="x"), "base_url"),

@@ -15,7 +15,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, Huma
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from trim_graph.adapters.base import stop_strings
 from trim_graph.adapters.capabilities import call_names, chat_model_inside, continues_exactly, unaskable
@@ -33,7 +33,7 @@ from trim_graph.adapters.responses import (
 )
 from trim_graph.adapters.token_confidence import lowest_window_mean
 from trim_graph.adapters.tokenization import without_reasoning
-from trim_graph.errors import ChatModelContractError, KnownFields
+from trim_graph.errors import ChatModelContractError
 from trim_graph.segmentation import DEFAULT_DELIMITER
 
 from .protocol import DONE, PromptedStep, read_step, request
@@ -41,7 +41,7 @@ from .protocol import DONE, PromptedStep, read_step, request
 _AS_KNOWN = "as known"
 
 
-class ContinueByPrompt(KnownFields, BaseChatModel):
+class ContinueByPrompt(BaseChatModel):
     r"""Any chat model, asked by prompt to continue a solution: for hosted models and plain ``ChatOpenAI``.
 
     A conversation that ends in an AIMessage gets a human message behind it that asks for the next step only
@@ -73,8 +73,6 @@ class ContinueByPrompt(KnownFields, BaseChatModel):
         step = model.invoke([("human", "What is 12 * 12?"), ("ai", "First step.\n\n")], stop=["\n\n"])
         ```
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     continues_exactly: ClassVar[bool] = True
     """It keeps the contract as far as a prompt can."""

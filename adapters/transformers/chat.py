@@ -14,7 +14,7 @@ from langchain_core.language_models.base import LangSmithParams
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from pydantic import ConfigDict, PrivateAttr
+from pydantic import PrivateAttr
 
 from trim_graph.adapters.base import CallSettings, ExactChatModel, stop_strings
 from trim_graph.adapters.model_source import shared_engine
@@ -72,8 +72,6 @@ class ChatTransformers(TransformersSettings, ExactChatModel):
         step = model.invoke([("human", "What is 12 * 12?"), ("ai", "First step.\n\n")], stop=["\n\n"])
         ```
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     reads_labels: ClassVar[bool] = True
     """Declares that a call may ask for the probabilities of ``label_tokens`` as its first token."""
