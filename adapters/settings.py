@@ -10,9 +10,9 @@ import os
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
-from trim_graph.errors import check_variable_name
+from trim_graph.errors import KnownFields, check_variable_name
 
 from .model_source import check_dtype, check_model
 from .prm.formats import TOKEN_FORMATS, FormatName, check_format
@@ -54,7 +54,7 @@ Signal = Annotated[float, Field(ge=0.0, le=1.0)] | None
 """Score in [0, 1] of a turn that shows a signal; None ignores the signal."""
 
 
-class SamplingSettings(BaseModel):
+class SamplingSettings(KnownFields):
     """Sampling of a chat model, and what it reports of its tokens."""
 
     temperature: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
@@ -125,7 +125,7 @@ class VLLMServerSettings(VLLMSettings):
     """Further fields of every generation request, such as ``{"top_k": 20}``."""
 
 
-class EngineSettings(BaseModel):
+class EngineSettings(KnownFields):
     """Settings of a vLLM engine in this process."""
 
     model: Weights
@@ -150,10 +150,9 @@ class VLLMEngineSettings(VLLMSettings, EngineSettings):
     """Further fields of vLLM's ``SamplingParams`` for every call, such as ``{"top_k": 20}``."""
 
 
-class PRMSettings(BaseModel):
+class PRMSettings(KnownFields):
     """Format that a process reward model reads."""
 
-    model_config = ConfigDict(extra="forbid")
     reads_reports: ClassVar[bool] = False  # of a step it reads the text alone
 
     format: Annotated[Literal["auto"] | FormatName, BeforeValidator(_checked_name)] = "auto"
@@ -172,7 +171,7 @@ class PRMSettings(BaseModel):
         return self
 
 
-class StepCacheSettings(BaseModel):
+class StepCacheSettings(KnownFields):
     """Scores that are kept where the model scores one step a pass (pooling type LAST)."""
 
     cache_size: int = Field(default=65536, ge=0)
@@ -245,10 +244,9 @@ class VLLMEnginePRMSettings(PRMSettings, EngineSettings, StepCacheSettings):
     """Folder with safetensors, or hub id, such as ``Qwen/Qwen2.5-Math-PRM-7B``."""
 
 
-class JudgeSettings(BaseModel):
+class JudgeSettings(KnownFields):
     """Settings of `LLMJudge`, but for its model."""
 
-    model_config = ConfigDict(extra="forbid")
     reads_reports: ClassVar[bool] = False  # of a step it reads the text alone
 
     scale: Literal["digits", "yes_no"] = "digits"
@@ -265,10 +263,10 @@ class JudgeSettings(BaseModel):
     """Most calls at the same time for one draft."""
 
 
-class TurnSignalsSettings(BaseModel):
+class TurnSignalsSettings(KnownFields):
     """Settings of `TurnSignals`: the score of each signal."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(frozen=True)
 
     tool_error: Signal = 0.2
     """The small model writes the turn after a tool has failed."""

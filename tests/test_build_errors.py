@@ -2,9 +2,9 @@
 
 import pytest
 
-from trim_graph import ScorableStep, TrimContext, create_trim_graph
+from trim_graph import ScorableStep, TrimContext, create_trim_graph, open_checkpointer
 from trim_graph.agents import TrimMiddleware
-from trim_graph.errors import ScorerError, SettingsError
+from trim_graph.errors import InputError, ScorerError, SettingsError
 from trim_graph.policies import Observation, random_rate, small_only, stay_on_large, threshold
 from trim_graph.testing import ScriptedChatModel
 
@@ -111,6 +111,11 @@ def falls_through(observation):
         (True, "policy is True: choose small, large, a threshold in"),
         (1.5, "policy is 1.5: choose small, large, a threshold in"),
         ("treshold", "unknown type 'treshold', did you mean threshold"),
+        ("0.9", r"policy is '0\.9', a text: write the number without quotes"),
+        (
+            {"type": "threshold", "tt": 0.9},
+            r"t: Field required; threshold\.tt: unknown field, did you mean t\? There are: type, t",
+        ),
         ({"type": "random_rate"}, "random_rate.rate: Field required"),
         (
             "threshold",
@@ -162,11 +167,20 @@ def test_quotes_around_a_threshold_are_named():
         threshold("0.5")
 
 
-def test_a_checkpointer_by_its_name_says_who_opens_one():
-    with pytest.raises(
-        SettingsError, match=r"must be closed after use: open it, as in with open_checkpointer\("
-    ):
-        build("graph", checkpointer="sqlite:runs.db")
+@pytest.mark.parametrize(
+    ("checkpointer", "seen"),
+    [
+        ("sqlite:runs.db", "a text"),
+        (open_checkpointer("memory"), r"open_checkpointer\(\.\.\.\), which is not open yet"),
+    ],
+    ids=["name", "not entered"],
+)
+def test_a_checkpointer_that_is_not_open_says_who_opens_one(checkpointer, seen):
+    said = (
+        rf"checkpointer is {seen}: a store is opened and closed around its use, as in with open_checkpointer"
+    )
+    with pytest.raises(SettingsError, match=said):
+        build("graph", checkpointer=checkpointer)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +195,13 @@ def test_a_checkpointer_by_its_name_says_who_opens_one():
 def test_a_typo_in_the_context_names_the_field_that_is_meant(call):
     with pytest.raises(ValueError, match=r"treshold\W+unknown field, did you mean threshold\?"):
         call()
+
+
+@pytest.mark.parametrize("asynchronously", [False, True], ids=["sync", "async"])
+async def test_an_input_without_messages_names_the_keys_that_it_has(asynchronously):
+    graph = build("graph")
+    with pytest.raises(InputError, match="the input has the keys mesages: give the problem under messages"):
+        await graph.ainvoke({"mesages": "1 + 1?"}) if asynchronously else graph.invoke({"mesages": "1 + 1?"})
 
 
 def test_an_observation_of_the_sample_is_a_whole_one():

@@ -10,7 +10,10 @@ from typing import Annotated, Any
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.errors import GraphDrained
+from langgraph.func import entrypoint
 from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.runtime import RunControl
 from langgraph.types import Command, Send
 from pydantic import BaseModel
 from typing_extensions import TypedDict
@@ -109,6 +112,35 @@ def test_an_unknown_form_is_refused_when_the_node_is_made(rig):
         trim_node(rig.graph, form="str")
 
 
+@pytest.mark.parametrize("asynchronously", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("keys", [{"solution": "solutoin"}, {"solution": "solution", "summary": "bil"}])
+async def test_a_key_that_the_parent_lacks_is_refused_before_any_model_call(rig, keys, asynchronously):
+    name, key = list(keys.items())[-1]
+    app, given = desk(trim_node(rig.graph, problem="question", form="text", **keys)), {"question": "2 + 2?"}
+    with pytest.raises(SettingsError, match=f"{name} is '{key}', and the parent's state has no such key"):
+        await app.ainvoke(given) if asynchronously else app.invoke(given)
+    assert rig.unasked
+
+
+def test_without_a_state_around_it_any_key_will_do(rig):
+    node = trim_node(rig.graph, problem="question", solution="anything", form="text")
+
+    @entrypoint()
+    def flow(question: str) -> Any:
+        return node.invoke({"question": question})
+
+    assert flow.invoke("2 + 2?") == node.invoke({"question": "2 + 2?"}) == {"anything": TEXT}
+
+
+def test_what_is_no_graph_is_refused_when_the_node_is_made(rig):
+    with pytest.raises(
+        SettingsError, match="graph is of type ScriptedChatModel: pass what create_trim_graph"
+    ):
+        trim_node(rig.small)
+    with pytest.raises(SettingsError, match="graph is of type StateGraph"):
+        trim_node(StateGraph(Desk))
+
+
 @dataclass
 class AppContext:
     user: str = "ada"
@@ -143,6 +175,30 @@ def test_a_wrapped_run_inherits_the_checkpointer_and_goes_on_after_a_crash(make)
         app.invoke({"question": "2 + 2?"}, THREAD, durability="sync")
     assert app.invoke(None, THREAD, durability="sync")["solution"] == TEXT
     assert len(rig.small.calls) == 4, "no accepted step was written twice"
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["shared messages", "wrapper node"])
+def test_a_drain_ends_a_run_inside_a_parent_after_the_call_in_progress(make, wrapped):
+    """Unlike Ctrl-C, for which LangGraph waits until the node is done."""
+    control = RunControl()
+
+    def interrupted(prefix):
+        control.request_drain("Ctrl-C")
+        return "LARGE two\n\nand on"
+
+    rig = make(large=interrupted)
+    if wrapped:
+        node = trim_node(rig.graph, problem="question", solution="solution", form="text")
+        app, given = desk(node, checkpointer=InMemorySaver()), {"question": "2 + 2?"}
+    else:
+        builder = StateGraph(MessagesState).add_node("solve", rig.graph).add_edge(START, "solve")
+        app, given = builder.compile(checkpointer=InMemorySaver()), {"messages": "2 + 2?"}
+    with pytest.raises(GraphDrained):
+        list(app.stream(given, THREAD, stream_mode="custom", durability="sync", control=control))
+    assert (len(rig.small.calls), len(rig.large.calls)) == (2, 1)
+    result = app.invoke(None, THREAD, durability="sync")
+    assert (result["solution"] if wrapped else result["messages"][-1].text) == TEXT
+    assert (len(rig.small.calls), len(rig.large.calls)) == (4, 1), "no step was written twice"
 
 
 # Parallel branches, loops, several runs on a thread

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+from langchain_core.language_models import BaseLanguageModel
 from langchain_core.messages import convert_to_messages
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from langgraph.graph import END
 
 from .errors import InputError, SettingsError
 from .run import with_recursion_limit
-from .runtime import OWN_INPUT
+from .runtime import OWN_INPUT, READ
 
 Form = Literal["message", "conversation", "text", "answer"]
 _FORMS: tuple[Form, ...] = ("message", "conversation", "text", "answer")
@@ -51,15 +53,22 @@ def trim_node(
         A Runnable from the parent's state to its update.
 
     Raises:
-        SettingsError: ``form`` is none of these.
+        SettingsError: ``graph`` is no graph, or ``form`` is none of these; by a run, before any model is
+            called: the parent's state has no key of this name.
     """
+    if not isinstance(graph, Runnable) or isinstance(graph, BaseLanguageModel):
+        raise SettingsError(f"graph is of type {type(graph).__name__}: pass what create_trim_graph returns")
     if form not in _FORMS:
         raise SettingsError(f"form is {form!r}: choose {', '.join(_FORMS)}")
 
+    written = {} if callable(solution) else {"solution": solution, "summary": summary}
+
     def run(state: Any, config: RunnableConfig) -> dict[str, Any]:
+        _check_keys(written, config)
         return _written(graph.invoke(_input(state, problem), _own_input(config)))
 
     async def arun(state: Any, config: RunnableConfig) -> dict[str, Any]:
+        _check_keys(written, config)
         return _written(await graph.ainvoke(_input(state, problem), _own_input(config)))
 
     def _written(result: dict[str, Any]) -> dict[str, Any]:
@@ -75,6 +84,35 @@ def trim_node(
         return {solution: forms[form]} | ({summary: run_summary} if summary is not None else {})
 
     return _Node(run, arun, name=name)
+
+
+def _check_keys(written: Mapping[str, str | None], config: RunnableConfig) -> None:
+    """Checks that the parent's state has the keys that are written: LangGraph drops others silently.
+
+    Args:
+        written: Keys by the argument of `trim_node` that names them.
+        config: Config of the node; outside a graph of LangGraph nothing is known of a state.
+
+    Raises:
+        SettingsError: It lacks one.
+    """
+    read = config.get("configurable", {}).get(READ)
+    if read is None or _is_channel(read, END):  # only an entrypoint has this channel, and no state
+        return
+    for name, key in written.items():
+        if key is not None and not _is_channel(read, key):
+            raise SettingsError(
+                f"{name} is {key!r}, and the parent's state has no such key: name one of its keys, or let "
+                "solution be a function from the graph's result to the update"
+            )
+
+
+def _is_channel(read: Callable[[str], Any], key: str) -> bool:
+    try:
+        read(key)
+    except KeyError:
+        return False
+    return True
 
 
 def _own_input(config: RunnableConfig) -> RunnableConfig:

@@ -10,11 +10,12 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, NotRequired
+from inspect import get_annotations
+from typing import Any, NotRequired, Self
 
 from langchain_core.exceptions import ContextOverflowError
-from pydantic import BaseModel, ValidationError, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 from typing_extensions import TypedDict
 
 
@@ -252,23 +253,34 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 
 class KnownFields(BaseModel):
-    """Base of settings that users write in code: an error about an unknown field says which there are."""
+    """Base of settings that users write: an error about an unknown field says which there are."""
 
-    @model_validator(mode="before")
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="wrap")
     @classmethod
-    def _name_unknown(cls, given: Any) -> Any:
-        known = list(cls.model_fields)
-        unknown = [name for name in given if name not in known] if isinstance(given, Mapping) else []
-        if unknown:
-            problems = [
-                InitErrorDetails(
-                    type=PydanticCustomError(
-                        "extra_forbidden", "unknown field{hint}", {"hint": nearest(str(name), known)}
-                    ),
-                    loc=(name,),
-                    input=given[name],
-                )
-                for name in unknown
-            ]
-            raise ValidationError.from_exception_data(cls.__name__, problems)
-        return given
+    def _name_unknown(cls, given: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(given)
+        except ValidationError as error:
+            found = error.errors(include_url=False)
+        problems = [
+            InitErrorDetails(
+                type=PydanticCustomError(item["type"], cls._message(item), item.get("ctx")),
+                loc=item["loc"],
+                input=item["input"],
+            )
+            for item in found
+        ]
+        raise ValidationError.from_exception_data(cls.__name__, problems)
+
+    @classmethod
+    def _message(cls, found: ErrorDetails) -> str:
+        message = found["msg"]
+        if found["type"] == "extra_forbidden" and len(found["loc"]) == 1:
+            # A chat model has fields of LangChain's too, which nobody means.
+            theirs = [base for base in cls.__mro__ if base.__module__.startswith("langchain_core.")]
+            inherited = {name for base in theirs for name in get_annotations(base)}
+            known = [name for name in cls.model_fields if name not in inherited]
+            message = f"unknown field{nearest(str(found['loc'][0]), known)}"
+        return message

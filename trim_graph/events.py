@@ -104,7 +104,8 @@ class AcceptedEvent(TypedDict):
     text: str
     """Text of the step."""
     score: float | None
-    """Its score; None where it was not scored."""
+    """Its score; None where it has none yet. A step of the large model is scored with the draft after it, for
+    the state and the summary; the score of the draft that it replaces is in the event ``decision`` before."""
     tokens: int
     """Tokens generated for it."""
     part: NotRequired[Part]

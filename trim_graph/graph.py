@@ -38,6 +38,7 @@ from .runtime import Branch
 from .segmentation import DelimiterSteps
 from .settings import RunSettings, TrimContext, make_settings
 from .state import TrimInput, TrimOutput, TrimState
+from .storage.checkpoint import open_checkpointer
 
 FROM_ROUTE = {"generate_step": "write a step", "ask_human": "ask a human", "finalize": "done"}
 """Nodes that `route` may go to, with the labels of the edges."""
@@ -126,10 +127,11 @@ def create_trim_graph(
     if scorer is None and routing.needs_score:
         raise SettingsError(f"policy {routing!r} needs scores, but scorer is None: pass a scorer")
     rater = None if scorer is None else checked_scorer(scorer)
-    if isinstance(checkpointer, str):
+    if isinstance(checkpointer, str | open_checkpointer):
+        seen = "a text" if isinstance(checkpointer, str) else "open_checkpointer(...), which is not open yet"
         raise SettingsError(
-            "checkpointer is a text, and a store must be closed after use: open it, as in "
-            'with open_checkpointer("sqlite:runs.db") as checkpointer: ...'
+            f"checkpointer is {seen}: a store is opened and closed around its use, as in "
+            'with open_checkpointer("sqlite:runs.db") as checkpointer: ..., by async with for ainvoke'
         )
     small, large = as_chat_model("small", small), as_chat_model("large", large)
     check_count_tokens(count_tokens)

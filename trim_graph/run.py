@@ -37,11 +37,13 @@ class TrimGraph(CompiledStateGraph[TrimState, TrimContext, TrimInput, TrimOutput
 
     def stream(self, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
         """Streams a run, as LangGraph documents; `invoke` and its like call this too."""
+        _check_keys(input)
         invocation = new_invocation()
         return invocation.stream(super().stream(input, _of_invocation(config, invocation), **kwargs))
 
     def astream(self, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
         """Streams a run, as LangGraph documents; `ainvoke` and its like call this too."""
+        _check_keys(input)
         invocation = new_async_invocation()
         parts: Any = super().astream(input, _of_invocation(config, invocation), **kwargs)
         return invocation.astream(parts)
@@ -72,6 +74,20 @@ class TrimGraph(CompiledStateGraph[TrimState, TrimContext, TrimInput, TrimOutput
         return with_recursion_limit(
             config, (self.config or {}).get("recursion_limit", DEFAULT_RECURSION_LIMIT)
         )
+
+
+def _check_keys(given: Any) -> None:
+    """Checks that an input has a key of the graph; LangGraph drops all others silently.
+
+    Raises:
+        InputError: It has none.
+    """
+    if not isinstance(given, Mapping) or not given or given.keys() & TrimInput.__annotations__.keys():
+        return
+    raise InputError(
+        f"the input has the keys {', '.join(map(str, given))}: give the problem under messages; an "
+        "application whose state has keys of its own embeds the graph by trim_node"
+    )
 
 
 def new_invocation() -> Invocation:

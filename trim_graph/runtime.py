@@ -29,6 +29,8 @@ OWN_INPUT = "__pregel_trim_own_input"
 """Key that `trim_node` sets in its graph's config: the input is the graph's own, not a parent's state."""
 CHECKPOINTER = "__pregel_checkpointer"
 """Key of the effective checkpointer in a node's config, also of a parent graph's."""
+READ = "__pregel_read"
+"""Key of the function in a node's config that reads a channel of the graph around it by its name."""
 RUNTIME = "__pregel_runtime"
 """Key of LangGraph's runtime in a node's config: the call's context and the writer of its events."""
 GRACE = 0.5

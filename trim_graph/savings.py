@@ -23,7 +23,7 @@ class LargeAlone(KnownFields):
     `trim-graph eval` measures both and prints them as ``large_alone`` of a configuration.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     length_ratio: float | None = Field(
         default=None,

@@ -13,9 +13,9 @@ from functools import cached_property
 from itertools import takewhile
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
-from .errors import SettingsError
+from .errors import KnownFields, SettingsError
 
 _CONTAINERS = r"[ \t]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+|>[ \t]*)*"
 """List markers and quote marks in front of a block."""
@@ -212,10 +212,10 @@ def share_out(total: int, texts: list[str]) -> list[int]:
     return shares
 
 
-class Segmentation(BaseModel):
+class Segmentation(KnownFields):
     """Base class: finds where a step ends. Its fields are JSON-native, for the state."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True)
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -488,14 +488,14 @@ def as_segmentation(given: Any) -> Any:
 Part = Literal["reasoning", "answer"]
 
 
-class Thinking(BaseModel):
+class Thinking(KnownFields):
     """The marks of reasoning, and which part of a thinking model's text is routed.
 
     The defaults are the tags of DeepSeek-R1, QwQ and Qwen3. If a model's chat template opens the reasoning
     itself, the adapter reports so in ``response_metadata["starts_in_reasoning"]``.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True)
 
     open: str = Field(default="<think>", min_length=1)
     """Text that opens the reasoning."""

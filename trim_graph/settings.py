@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Never, Self, TypeVar
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     ValidationError,
@@ -43,11 +42,11 @@ OnLargeError = Literal["accept", "raise"]
 OnSmallError = Literal["large", "raise"]
 
 
-class ConfigSection(BaseModel):
+class ConfigSection(KnownFields):
     """Base of the mappings of a configuration file; an unknown key is an error."""
 
     # Input is hidden, since a wrong value may hold a password and a traceback would show it.
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
 
 def base_folder(info: ValidationInfo) -> Path:
@@ -55,10 +54,10 @@ def base_folder(info: ValidationInfo) -> Path:
     return Path((info.context or {}).get("base", "."))
 
 
-class StepSettings(BaseModel):
+class StepSettings(KnownFields):
     """Settings of a run that a configuration file holds under ``settings``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True)
 
     max_steps: int = Field(default=32, ge=1, description="Most steps of a solution")
     max_step_tokens: int = Field(default=512, ge=1, description="Most tokens of one step")
@@ -212,7 +211,7 @@ class TrimContext(_Overrides):
     ``trim``. A field that is None leaves the graph's setting.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True)
 
     threshold: float | None = Field(
         default=None, ge=0, le=1, description="Short for the policy threshold at this score"
@@ -283,9 +282,13 @@ def policy_mapping(given: Any) -> Any:
             at it. A name ending in ``.json``: the policy in that file. Another name: the policy of this type.
 
     Raises:
-        ValueError: It is a number out of range, or True or False.
+        ValueError: It is a number out of range or in quotes, or True or False.
     """
     if isinstance(given, str):
+        if _is_number(given):
+            raise ValueError(
+                f"policy is {given!r}, a text: write the number without quotes for a threshold at it"
+            )
         if given.endswith(".json"):
             return {"type": "file", "path": given}
         return {"type": _ALONE.get(given, given)}
@@ -297,6 +300,14 @@ def policy_mapping(given: Any) -> Any:
             '{"type": "random_rate", "rate": 0.3}'
         )
     return {"type": "threshold", "t": float(given)}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def overridden(settings: Settings, context: Any) -> Settings:

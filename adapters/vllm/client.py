@@ -252,6 +252,8 @@ class VLLMServer:
             state = "is set, but not right" if self._key() else "is not set"
             named = self.api_key is not None or self.api_key_env
             said += f"; {self._key_place} {state}" if named else "; name the key's variable in api_key_env"
+        if status == 404 and (path := httpx.URL(self.root).path) != "/":
+            said += f"; is {path} of base_url right? A server's own address ends in /v1, or in its port"
         if status == 429 or (status >= 500 and status != 501):
             wait = _seconds(headers.get("retry-after") if headers else None)
             # 503 is a refusal to begin; a gateway answers the others while the model is at work, or after it.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 
 import pytest
@@ -179,6 +180,23 @@ def test_no_seconds_left_end_a_run_before_any_model_is_called(make, seconds):
     rig = make(budget={"seconds": seconds})
     assert rig.ask()["trim"]["stopped"] == "deadline"
     assert rig.unasked
+
+
+def test_a_run_whose_time_is_up_at_a_decision_says_that_it_ends(make, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    rig = make(policy=lambda seen: "regenerate", budget={"seconds": 30})
+    score = rig.scorer.score
+
+    def slow(question, steps):
+        now[0] += 60
+        return score(question, steps)
+
+    rig.scorer.score = slow
+    summary = rig.ask()["trim"]
+    assert (summary["stopped"], summary["steps"]) == ("deadline", {"small": 1, "large": 0})
+    assert summary["notes"] == ["the limit on seconds is reached: the run ends with the steps it has"]
+    assert not rig.large.calls
 
 
 @given(st.integers(-50, 50), st.integers(1, 20))

@@ -267,6 +267,15 @@ def test_a_humans_wish_needs_the_budget_too(make):
     assert answer(rig, {"more": {"large_calls": 1}})["trim"]["steps"] == {"small": 2, "large": 2}
 
 
+def test_a_decision_that_needs_the_large_model_is_offered_only_where_it_may_be_called(make):
+    question = asked(asking(make).ask(config=THREAD))
+    said = question["answers"]["decision"]
+    assert (question["reason"], said.startswith('"accept" the draft; ')) == ("budget", True)
+    assert "regenerate" not in said
+    question = asked(make(ask_below=0.3, checkpointer=InMemorySaver()).ask(config=THREAD))
+    assert (question["reason"], '"regenerate"' in question["answers"]["decision"]) == ("score", True)
+
+
 # What is refused
 
 
@@ -301,8 +310,11 @@ def test_a_score_to_ask_below_needs_a_scorer(make):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"mor": {"large_tokens": 5}}, "mor\n.*not permitted"),
-        ({"more": {"tokens": 5}}, "more.tokens\n.*not permitted"),
+        (
+            {"mor": {"large_tokens": 5}},
+            r"mor\n.*unknown field, did you mean more\? There are: more, continue",
+        ),
+        ({"more": {"large_token": 5}}, r"more.large_token\n.*unknown field, did you mean large_tokens\?"),
         ({"more": {}}, "more of what"),
         ({"more": {"large_tokens": -5}}, "greater than or equal to 1"),
         ({"continue_with": "large"}, "'small' or 'stop'"),
@@ -314,7 +326,10 @@ def test_a_score_to_ask_below_needs_a_scorer(make):
         ({"ends": True}, "there is none"),
         ({"continue_with": "stop", "ends": True}, "give the step too"),
         ({"decision": "discard"}, "'accept', 'regenerate' or 'handover'"),
-        ("yes", "valid dictionary"),
+        (
+            "yes",
+            "the answer is 'yes': give a mapping with exactly one of more, continue_with, step, decision",
+        ),
     ],
 )
 def test_a_wrong_answer_says_what_would_be_right_and_the_question_stays(make, wrong, message):
@@ -335,7 +350,9 @@ def test_there_is_no_decision_on_a_draft_that_is_not_there(make):
     question = asked(rig.ask(config=THREAD))
     assert question["draft"] is None
     assert "decision" not in question["answers"]
-    with pytest.raises(ValidationError, match=r"decision\n.*not permitted"):
+    with pytest.raises(
+        ValidationError, match=r"decision\n.*unknown field\. There are: more, continue_with, step, ends "
+    ):
         answer(rig, {"decision": "accept"})
     assert answer(rig, {"more": {"large_tokens": 90}})["trim"]["stopped"] == "finished"
 

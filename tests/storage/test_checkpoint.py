@@ -82,6 +82,42 @@ def test_an_unknown_specification_says_what_there_is(spec):
         open_checkpointer(spec)
 
 
+@pytest.mark.parametrize("path", ["runs.db", "data/my runs.sqlite3"])
+def test_the_bare_name_of_a_file_gets_its_kind(path):
+    with pytest.raises(
+        SettingsError, match=f"checkpoint is '{path}', without its kind: write sqlite:{path}$"
+    ):
+        open_checkpointer(path)
+
+
+@pytest.mark.parametrize(
+    ("spec", "meant"),
+    [("sqllite:x", "sqlite"), ("SQLite:x", "sqlite"), ("postgres:x", "postgresql"), ("enf:X", "env")],
+)
+def test_a_misspelt_kind_names_the_one_that_is_meant(spec, meant):
+    with pytest.raises(
+        SettingsError, match=rf"is not one of the choices \(did you mean {meant}:\?\): choose"
+    ):
+        open_checkpointer(spec)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda graph: graph.ainvoke(QUESTION, THREAD),
+        lambda graph: anext(graph.astream(QUESTION, THREAD)),
+        lambda graph: graph.aget_state(THREAD),
+    ],
+    ids=["ainvoke", "astream", "aget_state"],
+)
+async def test_a_checkpointer_for_invoke_says_how_one_is_opened_for_ainvoke(tmp_path, call):
+    with open_checkpointer(f"sqlite:{tmp_path / 'runs.db'}") as checkpointer:
+        graph = build(checkpointer)
+        with pytest.raises(SettingsError, match=r"runs\.db is open for invoke .* by async with open_check"):
+            await call(graph)
+        assert graph.invoke(QUESTION, THREAD)["trim"]["answer"] == "3"
+
+
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(SettingsError, match="nowhere does not exist"):
         open_checkpointer(f"sqlite:{tmp_path / 'nowhere' / 'runs.db'}")

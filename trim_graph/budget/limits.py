@@ -17,7 +17,7 @@ from .usage import LargeUsage, Prices, Usage, large_usage
 class _LargeLimits(KnownFields):
     """Limits on the large model, by the fields of `LargeUsage`; a field that is None sets no limit."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     large_tokens: int | None = Field(default=None, description="tokens the large model may generate")
     large_calls: int | None = Field(default=None, description="calls of the large model")
@@ -38,7 +38,9 @@ class Budget(_LargeLimits):
     """
 
     seconds: float | None = Field(
-        default=None, description="active seconds of the run; then it ends with the steps it has"
+        default=None,
+        description="active seconds of the run; then it ends with the steps it has, also where on_exhausted "
+        "is small",
     )
     min_tokens: int = Field(default=8, ge=1, description="fewer tokens than this are not worth a large call")
     on_exhausted: Literal["small", "stop", "ask"] = Field(
@@ -88,7 +90,7 @@ class Quota(_LargeLimits):
 class Quotas(KnownFields):
     """Quotas of the thread and of the user that a run is charged to."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True)
 
     thread: Quota | None = Field(
         default=None, description="All runs of one thread together; its account is thread:ID"

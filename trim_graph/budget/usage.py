@@ -18,7 +18,7 @@ StepWriter = Literal["small", "large", "human"]
 class ModelPrice(KnownFields):
     """Prices of one model in one currency per million tokens."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     input: float = Field(default=0.0, ge=0, description="per million prompt tokens")
     output: float = Field(default=0.0, ge=0, description="per million generated tokens")
@@ -36,7 +36,7 @@ class ModelPrice(KnownFields):
 class Prices(KnownFields):
     """Prices of the three models of a run."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True)
 
     small: ModelPrice = ModelPrice()
     """Of the small model."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
 from trim_graph.budget.usage import Usage
+from trim_graph.errors import KnownFields
 from trim_graph.segmentation import is_step
 from trim_graph.state import HumanResponse, Run, TrimState
 
@@ -16,10 +18,10 @@ from .view import RunView
 SMALL_ONLY = {"type": "small_only"}
 
 
-class BudgetIncrease(BaseModel):
+class BudgetIncrease(KnownFields):
     """Amounts to add to the limits of a run and of the accounts that it is charged to."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     large_tokens: int | None = Field(default=None, ge=1, description="tokens the large model may generate")
     large_calls: int | None = Field(default=None, ge=1, description="calls of the large model")
@@ -42,13 +44,13 @@ class BudgetIncrease(BaseModel):
         return {**limits, **raised}
 
 
-class HumanAnswer(BaseModel):
+class HumanAnswer(KnownFields):
     """A human's answer, with which the run resumes: ``Command(resume={"more": {"large_tokens": 200}})``.
 
     Exactly one of ``more``, ``continue_with`` and ``step`` is set.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True)
 
     more: BudgetIncrease | None = Field(default=None, description="a larger budget, for this run")
     continue_with: Literal["small", "stop"] | None = Field(
@@ -58,9 +60,23 @@ class HumanAnswer(BaseModel):
     step: str | None = Field(default=None, description="the next step by hand, in place of the draft")
     ends: bool = Field(default=False, description="whether the solution ends with this step")
 
+    @classmethod
+    def _choices(cls) -> list[str]:
+        return [name for name in cls.model_fields if name != "ends"]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_mapping(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping | HumanAnswer):
+            raise ValueError(
+                f"the answer is {given!r}: give a mapping with exactly one of {', '.join(cls._choices())}, "
+                'such as {"continue_with": "small"}'
+            )
+        return given
+
     @model_validator(mode="after")
     def _one_answer(self) -> HumanAnswer:
-        choices = [name for name in type(self).model_fields if name != "ends"]
+        choices = self._choices()
         given = [name for name in choices if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
@@ -132,7 +148,10 @@ def question_to_human(state: TrimState) -> HumanQuestion:
         "step": 'the next step by hand: {"step": "...", "ends": false}',
     }
     if draft is not None:
-        answers["decision"] = '"accept" the draft, "regenerate" it, or "handover" to the large model'
+        decision = '"accept" the draft, "regenerate" it, or "handover" to the large model'
+        if pending_interrupt["reason"] == "budget":
+            decision = '"accept" the draft; the other decisions need the large model, so "more" first'
+        answers["decision"] = decision
     return HumanQuestion(
         type="trim",
         run=run["id"],

@@ -957,10 +957,12 @@ class _Decision:
             self.memory = self.update["memory"] = memory
 
     def note_exhausted(self, exhausted: str) -> None:
-        """Adds the note that the large model is not called any more."""
-        if exhausted in _NO_LIMIT:  # noted when it happened
-            return
-        if not any(note.startswith(f"the limit on {exhausted} ") for note in self.notes):
+        """Adds the note on what follows from an exhausted limit."""
+        if exhausted == "seconds":
+            self.note("the limit on seconds is reached: the run ends with the steps it has")
+        elif exhausted not in _NO_LIMIT and not any(  # else noted when it happened
+            note.startswith(f"the limit on {exhausted} ") for note in self.notes
+        ):
             why = explain.used_up(exhausted, self._shortages.get(exhausted))
             self.note(f"{why}: the large model is not called any more")
 

@@ -31,7 +31,14 @@ from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple, Delt
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from trim_graph.errors import SECRET_NAME, SettingsError, StorageError, is_variable_name, may_be_shown
+from trim_graph.errors import (
+    SECRET_NAME,
+    SettingsError,
+    StorageError,
+    closest,
+    is_variable_name,
+    may_be_shown,
+)
 
 from .sqlite_file import errors_named, open_file
 
@@ -39,6 +46,9 @@ Saver = BaseCheckpointSaver[Any] | None
 
 CHOICES = "none, memory, sqlite:PATH, postgresql://USER@HOST/DATABASE, or env:NAME"
 LEDGERS = CHOICES.removeprefix("none, ")
+_KINDS_OF_PLACE = ("sqlite", "postgresql", "env")
+_DATABASE_FILE = re.compile(r"[\w./~\\ -]+\.(?:db|sqlite3?)")
+"""Name of a file, which has no room for a password as a URL has."""
 _HOST_AND_PORT = r"(\[[0-9A-Fa-f:.]+\]|[\w.%-]*)(:\d*)?"
 
 
@@ -77,7 +87,7 @@ def checkpoint_place(spec: str | None, setting: str = "checkpoint") -> Checkpoin
 
     Raises:
         ValueError: The specification is not valid, or may hold a password. The message names the setting and
-            does not repeat the specification.
+            does not repeat the specification, unless it is the bare name of a file.
     """
     kind, _, place = (spec or "none").partition(":")
     if kind in ("postgres", "postgresql") and place.startswith("//"):
@@ -89,7 +99,11 @@ def checkpoint_place(spec: str | None, setting: str = "checkpoint") -> Checkpoin
             raise ValueError(f"{setting} has something after env: that is no name of an environment variable")
     elif kind not in ("none", "memory", "sqlite") or bool(place) != (kind == "sqlite"):
         choices = LEDGERS if setting.startswith("ledger") else CHOICES
-        raise ValueError(f"{setting} is not one of the choices: choose {choices}")
+        if not place and _DATABASE_FILE.fullmatch(kind):
+            raise ValueError(f"{setting} is {kind!r}, without its kind: write sqlite:{kind}")
+        meant = closest(kind.lower(), _KINDS_OF_PLACE) if place and kind not in _KINDS_OF_PLACE else None
+        hint = f" (did you mean {meant}:?)" if meant else ""
+        raise ValueError(f"{setting} is not one of the choices{hint}: choose {choices}")
     if kind == "sqlite" and re.match(r"//[^/]", place):
         raise ValueError(f"{setting} is a URL where a file is wanted: write sqlite:PATH, without //")
     return CheckpointPlace(kind, place)
@@ -468,6 +482,11 @@ class NamingSaver(SaverBase):
                 yield
         except (UnicodeDecodeError, json.JSONDecodeError) as error:  # of metadata, past the serializer
             raise unreadable(self._shown, str(error)) from error
+        except NotImplementedError as error:
+            raise SettingsError(
+                f"{self._shown} is open for invoke and stream, by with: open it for ainvoke and astream, by "
+                "async with open_checkpointer(...) as checkpointer: ..."
+            ) from error
 
     def _checked(self, found: FoundT) -> FoundT:
         if found is not None and (why := _fault(found)):

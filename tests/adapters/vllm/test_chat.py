@@ -502,6 +502,13 @@ class TestRetries:
         assert caught.value.status == status
         assert len(server.generations) == 1
 
+    @pytest.mark.parametrize("path", ["", "/v2"])
+    def test_an_address_with_another_path_is_doubted_where_nothing_is_found(self, connect, path):
+        _, model = connect(failed(404), base_url=f"http://lost{time.monotonic_ns()}.test:8000{path}")
+        with pytest.raises(ModelServerError, match="answered 404") as caught:
+            model.invoke(QUESTION)
+        assert ("is /v2 of base_url right?" in str(caught.value)) == bool(path)
+
     def test_at_last_it_gives_up_and_names_the_server(self, connect):
         server, model = connect(httpx.ConnectError("refused"), max_retries=2)
         said = rf"no server answers at {model._server.root} \(refused\); .*base_url \(3 attempts\)"

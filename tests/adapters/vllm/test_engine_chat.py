@@ -57,7 +57,7 @@ def without_vllm(monkeypatch):
         ({"sampling_params": {"n": 2}}, "may not hold n"),
         ({"sampling_params": {"thinking_token_budget": 9}}, "may not hold thinking_token_budget"),
         ({"min_answer_tokens": 9, "engine_args": {"seed": 1}}, "needs an engine that knows reasoning"),
-        ({"url": "x"}, "Extra inputs are not permitted"),
+        ({"dtyp": "x"}, r"unknown field, did you mean dtype\? There are: .*sampling_params"),
     ],
 )
 def test_wrong_settings(settings, match):
