@@ -40,7 +40,7 @@ WHOLE = {
     "a formula and its lead-in": "Now we add:\n\n\\[ 1 + 2 = 3 \\]",
     "code and its lead-in": "so: \n\n```\nx = 1\n```",
     "a list and its lead-in": "**Steps:**\n\n1. add\n2. divide",
-    "a wide colon": "所以：\n\n3",
+    "a wide colon": "x\uff1a\n\n3",
     "a lead-in behind text": "zero\nso:\n\none",
 }
 APART = {
