@@ -326,9 +326,9 @@ class _Decision:
         choice = checked(self.policy.next_writer(seen), answers, self.policy, self.memory)
         if choice.value == "probe":
             return self._probe()
-        request, exhausted = None, None
-        why = explain.named(self.policy, seen, choice.value, self.options.unit)
+        request, exhausted, why = None, None, None
         if choice.value != "small":
+            why = explain.named(self.policy, seen, choice.value, self.options.unit)
             request, exhausted = self.large_request(choice.value == "large_to_end", why)
             if self.asks(exhausted):  # before the choice is remembered: it is asked for again
                 return self._ask("budget", exhausted, draft=None, request=probed)
@@ -343,10 +343,11 @@ class _Decision:
             self.note_exhausted(exhausted)
             if self.stops(exhausted):
                 return self.finish("budget")
-            because = self.explain_exhausted(exhausted, None if choice.value == "small" else why)
-            why = explain.left_to("small", because)
-        needs_decision = (self.policy.decides and not exhausted) or self.settings.ask_below is not None
-        return self.write(self.small_request(why=None if needs_decision else why))
+            why = explain.left_to("small", self.explain_exhausted(exhausted, why))
+        if (self.policy.decides and not exhausted) or self.settings.ask_below is not None:
+            return self.write(self.small_request())
+        named = why or explain.named(self.policy, seen, choice.value, self.options.unit)
+        return self.write(self.small_request(why=named))
 
     def _probe(self) -> Action:
         """Requests one token of the small model, unless the budget leaves no choice to its entropy."""
