@@ -31,6 +31,10 @@ class SettingsError(TrimError, ValueError):
     """A setting is wrong, or conflicts with another one."""
 
 
+class GraderError(SettingsError):
+    """A grader raised, or returned neither True nor False."""
+
+
 class StorageError(SettingsError):
     """A checkpoint or a ledger cannot be read or written: it is damaged, another program's, or unreachable.
 

@@ -23,7 +23,7 @@ policy:
   type: threshold  # chosen by hand
   t: 0.5
 # what it costs
-prices: {large: {input: 0.0, output: 1000.0}}
+prices: {small: {input: 0, output: 0}, large: {input: 0.0, output: 1000.0}, scorer: {input: 0}}
 settings: {max_steps: 20}
 """
 DATASET = ("--dataset", "arithmetic:standard")
@@ -163,7 +163,7 @@ def test_operating_points_by_name_are_written_into_the_file(world, run):
 
 
 def test_where_no_answer_is_right_the_grader_is_in_doubt(world, run, config):
-    rows = [{"text": p.question, "answer": "x"} for p in problems("standard", 5, part="validation")]
+    rows = [{"text": p.question, "answer": "x"} for p in problems("standard", 20, part="validation")]
     (world / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     dataset = "{type: file, path: q.jsonl, question: text, answer: answer, grader: exact}"
     common = ("calibrate", "--config", config, "--dataset", dataset)
@@ -242,8 +242,35 @@ def test_a_configuration_asks_for_its_questions_and_prices(world, run, monkeypat
     assert "--family is missing" in run("calibrate", "--config", "trim.yaml", *DATASET, "--pgr", 0.5).stderr
 
 
+@pytest.mark.parametrize("target", [("--large-share", 0.2), ("--save", 0.7), ("--pgr", 0.9)])
+def test_few_questions_choose_no_operating_point(world, run, config, monkeypatch, target):
+    monkeypatch.setattr("trim_graph.cli.calibrate.load_parts", lambda *a, **k: pytest.fail("loaded"))
+    rows = [{"text": p.question, "answer": p.answer} for p in problems("standard", 19, part="validation")]
+    (world / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, *rows]))
+    dataset = "{type: file, path: q.jsonl, question: text, answer: answer, grader: exact}"
+    result = run("calibrate", "--config", config, "--dataset", dataset, *target)
+    assert result.exit_code == 2
+    assert "19 of 38 questions have the text of an earlier one, the first of them question 19" in (
+        result.stderr
+    )
+    assert "19 questions are too few to choose an operating point on: give 20 or more" in result.stderr
+    assert not (world / "trim.calibrated.yaml").exists()
+
+
+def test_a_cost_with_an_absent_price_is_unknown(world, run):
+    (world / "trim.yaml").write_text(CONFIG.replace(", scorer: {input: 0}", ""))
+    common = ("calibrate", "--config", "trim.yaml", *DATASET, "-n", 20, "--json", "r.json")
+    assert "--max-cost needs prices, and there is none of scorer" in run(*common, "--max-cost", 1).stderr
+    result = run(*common, "--large-share", 0.3)
+    assert result.exit_code == 0, result.output
+    assert "cost" not in result.output
+    report = json.loads((world / "r.json").read_text())
+    assert report["expected"]["cost"]["value"] is None
+    assert {point["cost"] for point in report["points"]} == {None}
+
+
 def test_an_interrupted_calibration_goes_on(world, run, start, config):
-    arguments = ("calibrate", "--config", config, *DATASET, "--large-share", 0.3, "-n", 12, "--keep", "kept")
+    arguments = ("calibrate", "--config", config, *DATASET, "--large-share", 0.3, "-n", 20, "--keep", "kept")
     process = start(*arguments, "--concurrency", 2, delay=0.02)
     until = time.monotonic() + 60
     while len(list((world / "kept").glob("*.jsonl"))) < 3 and time.monotonic() < until:
@@ -260,11 +287,11 @@ def test_an_interrupted_calibration_goes_on(world, run, start, config):
     for file, content in before.items():
         whole = content[: content.rfind(b"\n") + 1]
         assert file.read_bytes().startswith(whole)
-        assert len(file.read_bytes().splitlines()) == 12
+        assert len(file.read_bytes().splitlines()) == 20
 
 
 def test_a_calibration_that_goes_on_tries_what_one_at_a_stretch_does(world, run, config, monkeypatch):
-    common = ("calibrate", "--config", config, *DATASET, "--pgr", 0.9, "-n", 10)
+    common = ("calibrate", "--config", config, *DATASET, "--pgr", 0.9, "-n", 20)
     assert run(*common, "--keep", "whole", "--json", "whole.json").exit_code == 0
     points = json.loads((world / "whole.json").read_text())["points"]
     original, done = RecordFile.append, []
@@ -272,7 +299,7 @@ def test_a_calibration_that_goes_on_tries_what_one_at_a_stretch_does(world, run,
     def append(file, outcome):
         original(file, outcome)
         done.append(outcome)
-        if len(done) == 45:  # within the third of the points
+        if len(done) == 90:  # within the third of the points
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -1,8 +1,11 @@
+import importlib
 import json
 import math
 import os
 import re
+import shutil
 import signal
+import sys
 import time
 import zlib
 from collections import Counter
@@ -284,8 +287,8 @@ def test_do_not_use_it_here(world, run):
     )
 
 
-def estimated(run, *more, n=30, baselines="none"):
-    result = evaluate(run, "--estimate", "--json", *more, n=n, baselines=baselines)
+def estimated(run, *more, n=30, **options):
+    result = evaluate(run, "--estimate", "--json", *more, n=n, **options)
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
 
@@ -393,6 +396,152 @@ def test_without_prices_nobody_knows(world, run):
     assert "That pays where a large token costs more than" in result.stdout.replace("\n", " ")
 
 
+def test_a_price_that_is_absent_is_not_zero(world, run):
+    given = "{large: {input: 1, output: 9}"
+    terms = ("--max-loss", 0.15)
+    lacking = "small and scorer have no price"
+    before = evaluate(run, *terms, "--prices", f"{given}}}", "--estimate", n=20)
+    assert lacking in " ".join(before.stdout.split())
+    assert "no prompt cached: at least" in before.stdout
+    assert estimated(run, "--prices", f"{given}}}", n=20)["unpriced"] == ["small", "scorer"]
+    result = evaluate(run, *terms, "--prices", f"{given}}}", n=20)
+    assert result.exit_code == 0, result.output
+    summary = read_run("run").summary
+    assert (summary["headline"]["use"], summary["priced"]) == ("undecided", False)
+    assert summary["headline"]["text"].endswith("of large tokens, accuracy +0.0 points.")
+    # The judge of this world reports no tokens.
+    assert "Without a price of small nobody can say whether that pays." in summary["verdict"]
+    assert summary["warnings"][0].startswith("small has no price, and what has none is not free")
+    (arm,) = (one for one in summary["arms"] if one["arm"] == "threshold-0.5")
+    assert arm["metrics"]["cost"]["value"] is None
+    assert arm["savings"]["cost"]["value"] is None
+    # A price of 0 is a statement, of the same run; a part of it is none.
+    partly = f"{given}, small: {{input: 0}}, scorer: {{input: 0}}}}"
+    assert evaluate(run, *terms, "--prices", partly, n=20).exit_code == 0
+    assert "Without a price of small.output nobody" in read_run("run").summary["verdict"]
+    free = f"{given}, small: {{input: 0, output: 0}}, scorer: {{input: 0}}}}"
+    assert evaluate(run, *terms, "--prices", free, n=20).exit_code == 0
+    summary = read_run("run").summary
+    assert (summary["headline"]["use"], summary["warnings"]) == ("yes", [])
+    assert not estimated(run, "--prices", free, n=20, out="other")["unpriced"]
+
+
+def test_a_scorer_that_calls_no_model_needs_no_price(world, run):
+    parts = "small: {type: example, logprobs: true}\nlarge: {type: example}\n"
+    (world / "trim.yaml").write_text(
+        f"{parts}scorer: {{type: token_probability}}\npolicy: {{type: threshold, t: 0.5}}\n"
+    )
+    prices = "{small: {input: 0, output: 0}, large: {input: 1, output: 9}}"
+    assert not estimated(run, "--config", "trim.yaml", "--prices", prices)["unpriced"]
+
+
+MINE = """
+def grade(solution, row):
+    with open("calls.txt", "a") as calls:
+        calls.write("x")
+    return {verdict}
+"""
+
+
+@pytest.fixture
+def own(world, run, monkeypatch):
+    """Evaluates questions in a file with a grader of their own, whose verdict is an expression."""
+    monkeypatch.syspath_prepend(str(world))
+    found = problems("standard", 24)
+    rows = [{"problem": one.question, "right": one.answer} for one in found]
+    (world / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = "{type: file, path: q.jsonl, answer: right, grader: 'mine:grade'}"
+
+    def evaluated(verdict, *more, **named):
+        (world / "mine.py").write_text(MINE.replace("{verdict}", verdict))
+        sys.modules.pop("mine", None)
+        importlib.invalidate_caches()
+        shutil.rmtree(world / "__pycache__", ignore_errors=True)
+        return evaluate(run, *more, **{"dataset": given, "n": 24, **named})
+
+    return evaluated
+
+
+RIGHT = "row['right'] in solution.split('boxed{')[-1].split('}')[0]"
+
+
+def test_what_is_no_verdict_stops_before_further_models_are_asked(world, own):
+    result = own("'right'", "--concurrency", 2)
+    assert result.exit_code == 2
+    assert "arm small: grader mine:grade, question 0: it returned 'right' (str)" in result.stderr
+    assert "--regrade" in result.stderr
+    assert (world / "calls.txt").read_text() == "xx"  # those under way are kept
+    rows = rows_of("run", "small")
+    assert len(rows) == 2
+    assert all(row["solution"] and row["tokens"]["small"] and not row["correct"] for row in rows)
+    # Neither resuming nor running again what failed asks a model for them.
+    again = own("'right'", "--retry-errors", "--concurrency", 2)
+    assert again.exit_code == 2
+    assert "grader mine:grade, question" in again.stderr
+    assert rows_of("run", "small") == rows
+
+
+def test_solutions_are_graded_again_by_a_grader_that_was_put_right(world, own):
+    assert own("1 / 0").exit_code == 2
+    kept = [row["solution"] for row in rows_of("run", "small")]
+    refused = own(RIGHT)
+    assert refused.exit_code == 2
+    assert "was graded by another grader" in refused.stderr
+    assert "--regrade grades its solutions again" in refused.stderr
+    result = own(RIGHT, "--regrade")
+    assert result.exit_code == 0, result.output
+    rows = rows_of("run", "small")
+    assert [row["solution"] for row in rows][: len(kept)] == kept
+    assert not any(row["error"] for row in rows)
+    assert metrics_of("run", "large")["accuracy"]["value"] == 1
+
+
+def test_all_arms_are_graded_again_and_no_model_is_asked(world, own, monkeypatch):
+    more = ("--config", "trim.yaml")
+    parts = "small: {type: example}\nlarge: {type: example}\nscorer: {type: example}\n"
+    (world / "trim.yaml").write_text(f"{parts}policy: {{type: threshold, t: 0.5}}\n")
+    baselines = {"baselines": "score_cascade"}
+    assert own(RIGHT, *more, **baselines).exit_code == 0
+    before = list(read_run("run").rows())
+    assert {row["arm"] for row in before} > {"threshold-0.5", "score_cascade-0.5"}
+    refused = own("False", *more, **baselines)
+    assert refused.exit_code == 2
+    monkeypatch.setattr("trim_graph.cli.eval.load_parts", lambda *a, **k: pytest.fail("loaded"))
+    failed = own("1 / 0", "--regrade", *more, **baselines)
+    assert failed.exit_code == 2
+    assert "grader mine:grade, question 0: ZeroDivisionError" in failed.stderr
+    assert list(read_run("run").rows()) == before
+    for verdict, options in (("False", baselines), ("not True", {})):
+        result = own(verdict, "--regrade", *more, **options)
+        assert result.exit_code == 0, result.output
+        assert list(read_run("run").rows()) == [{**row, "correct": False} for row in before]
+    assert own("not True", *more, **baselines).exit_code == 0  # the folder is of this grader now
+
+
+def test_nothing_can_be_graded_again_where_nothing_is(world, own):
+    result = own(RIGHT, "--regrade")
+    assert result.exit_code == 2
+    assert "--regrade: run holds no solutions yet" in result.stderr
+
+
+def test_a_question_counts_once(world, own):
+    lines = (world / "q.jsonl").read_text().splitlines(keepends=True)[:6]
+    (world / "q.jsonl").write_text("".join(lines * 4))
+    result = own(RIGHT, "--prices", PRICES)
+    assert result.exit_code == 0, result.output
+    summary = read_run("run").summary
+    assert summary["n"] == 6
+    assert len(rows_of("run", "threshold-0.5")) == 6
+    assert "6 questions are too few to decide" in summary["verdict"]
+    assert summary["warnings"][0].startswith("18 of 24 questions have the text of an earlier one")
+    assert estimated_runs(own) == 0
+
+
+def estimated_runs(own):
+    result = own(RIGHT, "--prices", PRICES, "--estimate", "--json")
+    return json.loads(result.stdout)["groups"]["in all"]["runs"]
+
+
 def test_an_evaluation_asks_nobody_and_draws_from_no_account(world, run):
     parts = "".join(f"{part}: {{type: example}}\n" for part in ("small", "large", "scorer"))
     (world / "trim.yaml").write_text(
@@ -438,7 +587,9 @@ def test_what_fails_is_reported_counts_as_wrong_and_is_run_again(world, models, 
     assert 0 < len(failed) < 8
     assert failed[0]["error"] == "OSError: the server is gone"
     (failed_text,) = re.findall(
-        r"\d+ runs? of small failed: (?:it counts|they count) as wrong", result.stdout
+        r"\d+ runs? of small failed: (?:it counts|they count) as wrong, and as free; the first with "
+        "OSError: the server is gone",
+        " ".join(result.stdout.split()),
     )
     assert int(failed_text.split()[0]) == len(failed)
     whole = {row["index"]: row for row in rows if not row["error"]}

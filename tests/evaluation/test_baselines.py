@@ -1,3 +1,7 @@
+import json
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,11 +11,13 @@ from trim_graph import InputError, SettingsError
 from trim_graph.evaluation.baselines import (
     MATHEMATICS,
     OPERATIONS,
+    Validation,
     fit_step_types,
     limit_for,
     policy_of_step_types,
     uncertainty,
 )
+from trim_graph.evaluation.datasets import make_dataset
 
 signals = st.lists(
     st.tuples(st.sampled_from([0.1, 0.2, 0.5, 0.9]), st.integers(0, 50)), min_size=1, max_size=12
@@ -102,3 +108,30 @@ def test_traces_that_say_nothing():
         fit_step_types([trace(("a", "small", 1, None, None))], OPERATIONS)
     with pytest.raises(SettingsError, match="cannot be read"):
         fit_step_types(TRACES, "(")
+
+
+def test_validation_runs_are_graded_again(tmp_path):
+    (tmp_path / "v.jsonl").write_text("".join(f'{{"problem": "p{n}", "answer": "{n}"}}\n' for n in range(3)))
+    given = {"type": "file", "path": str(tmp_path / "v.jsonl"), "grader": "exact"}
+    dataset = make_dataset(given)
+    runner: Any = SimpleNamespace(folder=tmp_path, run_config=SimpleNamespace(settings={}))
+    work = Validation(runner=runner, dataset=dataset, n=3, on_record=lambda record: None)
+    work.regrade()  # there is nothing yet
+    file = tmp_path / "validation" / "small.jsonl"
+    file.parent.mkdir()
+    failure = "grader mine:grade, question 1: ZeroDivisionError: division by zero"
+    traces = [
+        {"id": str(n), "index": n, "solution": "\\boxed{1}", "correct": n == 0, "error": error}
+        for n, error in ((2, None), (1, failure), (0, None))  # in the order in which they ended
+    ]
+    file.write_text("".join(json.dumps(trace) + "\n" for trace in traces))
+    work.regrade()
+    found = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(one["index"], one["correct"], one["error"]) for one in found] == [
+        (0, False, None),
+        (1, True, None),
+        (2, False, None),
+    ]
+    file.write_text(json.dumps({"id": "0", "index": 0, "correct": True, "error": None}) + "\n")
+    with pytest.raises(InputError, match="holds no solutions to grade: remove it"):
+        work.regrade()

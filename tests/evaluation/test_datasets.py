@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trim_graph import InputError, SettingsError
-from trim_graph.evaluation.datasets import first_questions, make_dataset
+from trim_graph.evaluation.datasets import first_questions, make_dataset, read_through
 from trim_graph.examples.arithmetic import problems
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -62,6 +62,20 @@ def test_known_shapes_need_no_more_than_the_path(tmp_path, shape, name):
     assert not first.grade("it is \\boxed{17}")
     assert dataset.count() == 2
     assert second.text == "p"
+
+
+def test_repeated_questions_are_found_by_their_text(tmp_path):
+    texts = ["a b", "c", "a  b", "d", "c", "a b"]
+    dataset = make_dataset(write(tmp_path, [{"problem": text, "answer": "1"} for text in texts]))
+    assert read_through(dataset, 6) == {2, 4, 5}
+    assert read_through(dataset, 3) == {2}
+
+
+def test_an_id_of_two_questions_is_refused(tmp_path):
+    rows = [{"id": "x", "problem": "a", "answer": "1"}, {"id": "x", "problem": "b", "answer": "1"}]
+    with pytest.raises(InputError, match=r"two questions have the id 'x'.* name another key"):
+        read_through(make_dataset(write(tmp_path, rows)), 2)
+    assert read_through(make_dataset(write(tmp_path, [rows[0], rows[0]])), 2) == {1}
 
 
 def test_processbench_has_questions_and_no_answers(tmp_path):

@@ -2,15 +2,19 @@ import re
 import sys
 import threading
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trim_graph import SettingsError
+from trim_graph import SettingsError, __version__
+from trim_graph.errors import GraderError
+from trim_graph.evaluation import Question
 from trim_graph.evaluation.graders import (
     GRADERS,
     exact,
     find_grader,
+    grader_identity,
     math,
     numeric,
 )
@@ -116,6 +120,51 @@ def test_ones_own_function(tmp_path, monkeypatch):
         find_grader("my_graders:x")
     with pytest.raises(SettingsError, match="cannot be imported"):
         find_grader("my_graders:y")
+
+
+@pytest.mark.parametrize("value", ["right", "", 0.5, 1, 0, None, [True], np.float64(1)])
+def test_what_is_no_verdict_is_refused(value):
+    question = Question("2+2?", lambda text: value, id="q7", grader="mine:grade")
+    with pytest.raises(GraderError, match=r"^grader mine:grade, question q7: it returned .*True or False"):
+        question.is_right("4")
+
+
+@pytest.mark.parametrize("value", [True, False, np.True_, np.False_])
+def test_both_verdicts_of_python_and_numpy(value):
+    verdict = Question("2+2?", lambda text: value).is_right("4")
+    assert verdict is bool(value)
+
+
+def test_an_error_of_a_grader_names_grader_and_question():
+    question = Question("2+2?", lambda text: 1 / 0, id="q7", grader="mine:grade")
+    expected = "^grader mine:grade, question q7: ZeroDivisionError: division by zero$"
+    with pytest.raises(GraderError, match=expected):
+        question.is_right("4")
+
+
+def test_an_asynchronous_grader_is_refused(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "async_graders.py").write_text(
+        "async def f(solution, row):\n    return True\n"
+        "class G:\n    async def __call__(self, solution, row):\n        return True\n"
+        "g = G()\n"
+    )
+    for name in ("f", "g"):
+        with pytest.raises(SettingsError, match=f"'async_graders:{name}' is an async def"):
+            find_grader(f"async_graders:{name}")
+
+
+def test_a_grader_is_another_one_when_its_source_is(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = tmp_path / "graders_of_mine.py"
+    source.write_text("def f(solution, row):\n    return True\n")
+    (tmp_path / "named_elsewhere.py").write_text("from graders_of_mine import f\n")
+    names = ("graders_of_mine:f", "named_elsewhere:f")
+    before = [grader_identity(name) for name in names]
+    assert [one["name"] for one in before] == list(names)
+    source.write_text("def f(solution, row):\n    return False\n")
+    assert not any(one == other for one, other in zip(before, map(grader_identity, names), strict=True))
+    assert grader_identity("numeric") == {"name": "numeric", "version": __version__}
 
 
 @pytest.mark.parametrize("name", ["maths", "no_such_module:f"])

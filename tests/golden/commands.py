@@ -55,7 +55,7 @@ small: {type: example, logprobs: true}
 large: {type: example, logprobs: true}
 scorer: {type: example}
 policy: {type: threshold, t: 0.5}
-prices: {large: {input: 0.5, output: 1.5}, small: {input: 0.05, output: 0.15}}
+prices: {large: {input: 0.5, output: 1.5}, small: {input: 0.05, output: 0.15}, scorer: {input: 0}}
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, NotRequired, cast
 
 from langchain_core.messages import AIMessage
@@ -56,6 +57,23 @@ class Prices(KnownFields):
         if self.scorer is None:
             return None if output_tokens else 0.0
         return self.scorer.cost(input_tokens, output_tokens)
+
+    def lacking(self, read: Mapping[str, float], written: Mapping[str, float]) -> list[str]:
+        """Names the prices that nobody stated of tokens that there are: ``small``, ``scorer.output``.
+
+        A price that is stated as 0 is one; a price that is absent is unknown.
+
+        Args:
+            read: Prompt tokens by model: ``small``, ``large``, ``scorer``.
+            written: Generated tokens by model.
+        """
+        found = []
+        for model, price in self:
+            tokens = {"input": read.get(model, 0), "output": written.get(model, 0)}
+            stated = price.model_fields_set if price is not None else set[str]()
+            missing = [kind for kind, count in tokens.items() if count and kind not in stated]
+            found += [f"{model}.{kind}" if stated else model for kind in missing]
+        return list(dict.fromkeys(found))
 
 
 class LargeUsage(NamedTuple):

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from trim_graph.config import Parts, TrimConfig, build_graph, for_measuring
-from trim_graph.config.load import check_place, judge_without_price, write_config
+from trim_graph.config.load import check_place, write_config
 from trim_graph.config.quality import Measured, QualityPoint
-from trim_graph.errors import SettingsError, counted
+from trim_graph.errors import InputError, SettingsError, counted
 from trim_graph.evaluation.arms import ParameterSweep, PolicyList, identity_of, make_family, policy_config
 from trim_graph.evaluation.calibration import (
     CachedScorer,
@@ -26,11 +26,19 @@ from trim_graph.evaluation.calibration import (
     Target,
     forecast,
 )
-from trim_graph.evaluation.datasets import Dataset, first_questions, make_dataset
+from trim_graph.evaluation.datasets import (
+    Dataset,
+    first_questions,
+    grader_of,
+    make_dataset,
+    read_through,
+)
+from trim_graph.evaluation.metrics import LEAST
 from trim_graph.evaluation.noninferiority import POWER, PairedOutcomes, least_questions
 from trim_graph.evaluation.records import Metric
 
-from .common import Progress, chosen_config, load_parts, parsed_option
+from .common import Progress, calls_scorer, chosen_config, load_parts, parsed_option
+from .eval import repeats_warning
 from .options import CalibrateOptions
 from .terminal import UNDECIDED, Interrupted, need
 
@@ -90,13 +98,13 @@ def run_calibrate(options: CalibrateOptions) -> int:
     out = _place(options)
     tasks = _tasks(options, config, target)
     kinds = {task.target.kind for task in tasks}
-    if "max_cost" in kinds and not config.prices.given:
+    rated = any(_rated(task.family) for task in tasks)
+    unpriced = _unpriced(config, rated=rated)
+    if "max_cost" in kinds and unpriced:
         raise SettingsError(
-            "--max-cost needs prices: put `prices: {large: {input: 0.5, output: 1.5}}` and the "
-            "like into the file of --config"
+            f"--max-cost needs prices, and there is none of {', '.join(unpriced)}: put `prices: {{large: "
+            "{input: 0.5, output: 1.5}}` and the like into the file of --config, 0 for what is free"
         )
-    if "max_cost" in kinds and (unpriced := judge_without_price(config.prices, config.scorer)) is not None:
-        raise SettingsError(f"--max-cost: {unpriced}")
     dataset = _dataset(options)
     questions = list(first_questions(dataset, options.n, default=DEFAULT_N))
     if not questions:
@@ -105,16 +113,21 @@ def run_calibrate(options: CalibrateOptions) -> int:
         raise SettingsError(
             f"--dataset {options.dataset} has {counted(len(questions), 'question')}; {options.n} are wanted"
         )
+    if repeats := read_through(dataset, len(questions)):
+        print(repeats_warning(len(questions), repeats), file=sys.stderr)
+        questions = [one for index, one in enumerate(questions) if index not in repeats]
+    if len(questions) < LEAST:
+        few = counted(len(questions), "question is", "questions are")
+        raise InputError(f"{few} too few to choose an operating point on: give {LEAST} or more")
     _warn_of_few(tasks, len(questions))
-    rated = any(_rated(task.family) for task in tasks)
     if rated and config.scorer is None:
         raise SettingsError("the policies to choose from need scores, and the configuration names no scorer")
     # The policy of the configuration, which may have none yet, is not run.
     config = config.model_copy(update={"policy": policy_config({"type": "small_only"})})
-    work = _Calibration(options, config, dataset, load_parts(config, rated=rated))
+    work = _Calibration(options, config, dataset, load_parts(config, rated=rated), priced=not unpriced)
     calibrator = work.calibrator(questions)
     try:
-        answers = asyncio.run(_answer(calibrator, tasks, options.seed))
+        answers = asyncio.run(_answer(calibrator, tasks, options.seed, priced=not unpriced))
     except KeyboardInterrupt as error:
         kept = (
             f"; what was measured is in {options.keep}: the same command resumes it" if options.keep else ""
@@ -130,7 +143,7 @@ def run_calibrate(options: CalibrateOptions) -> int:
         old = config.large_alone.model_dump(exclude_none=True)
         write_config(options.config, out, changes | ({("large_alone",): {**old, **alone}} if alone else {}))
     if options.json_file:
-        _write_report(options, answers, calibrator, dataset, alone)
+        _write_report(options, answers, calibrator, dataset, alone, priced=not unpriced)
     for answer in answers:
         _show(answer, dataset)
     if calibrator.none_right:
@@ -242,17 +255,28 @@ def _rated(family: Family) -> bool:
     return any(policy_config(family.policy(setting)).build().needs_score for setting in settings)
 
 
+def _unpriced(config: TrimConfig, *, rated: bool) -> list[str]:
+    """Names the models that will be used and have no price: what a question costs is then unknown."""
+    used = ["small", "large", *(["scorer"] if rated and calls_scorer(config) else [])]
+    if not config.prices.given:
+        return used
+    return [model for model in used if model not in config.prices.model_fields_set]
+
+
 class _Calibration:
     """A `Calibrator` with the models of a configuration, a folder and progress."""
 
-    def __init__(self, options: CalibrateOptions, config: TrimConfig, dataset: Dataset, parts: Parts) -> None:
-        self.options, self.config, self.dataset = options, config, dataset
+    def __init__(
+        self, options: CalibrateOptions, config: TrimConfig, dataset: Dataset, parts: Parts, *, priced: bool
+    ) -> None:
+        self.options, self.config, self.dataset, self.priced = options, config, dataset, priced
         self.scorer = None if parts.scorer is None else CachedScorer(parts.scorer)
         self.parts = Parts(_remembering(parts.small), _remembering(parts.large), self.scorer)
         self.identity = {
             **identity_of(config),
             "prices": config.prices.model_dump(),
             "dataset": dataset.identity(),
+            **({"grader": grader} if (grader := grader_of(dataset)) else {}),
         }
         self.bar: Progress | None = None
         self._opened = ExitStack()
@@ -291,7 +315,7 @@ class _Calibration:
         self._opened.close()
         metrics = {
             "share": point.share,
-            "cost": point.cost or None,
+            "cost": point.cost if self.priced else None,
             "accuracy": point.accuracy,
             "pgr": point.pgr,
         }
@@ -308,7 +332,9 @@ def _remembering(model: Any) -> Any:
     return model
 
 
-async def _answer(calibrator: Calibrator, tasks: Sequence[_Task], seed: int) -> list[_Answer]:
+async def _answer(
+    calibrator: Calibrator, tasks: Sequence[_Task], seed: int, *, priced: bool
+) -> list[_Answer]:
     answers = []
     for task in tasks:
         found = await calibrator.select(task.family, task.target)
@@ -322,6 +348,8 @@ async def _answer(calibrator: Calibrator, tasks: Sequence[_Task], seed: int) -> 
                 seed=seed,
                 confidence=found.confidence,
             )
+            if not priced:
+                expected["cost"] = Metric(value=None, interval=None)
         answers.append(_Answer(task, found, policy, expected))
     return answers
 
@@ -369,7 +397,7 @@ def _show(answer: _Answer, dataset: Dataset) -> None:
     }
     for key, name in names.items():
         figure: Metric = expected[key]  # type: ignore[literal-required]
-        if figure["value"] is not None and (key != "cost" or figure["value"]):
+        if figure["value"] is not None:
             spread = figure["interval"]
             between = f" ({spread.low:.4g} to {spread.high:.4g})" if spread else ""
             print(f"  {name:<24} {figure['value']:.4g}{between}")
@@ -439,7 +467,10 @@ def _write_report(
     calibrator: Calibrator,
     dataset: Dataset,
     large_alone: dict[str, float],
+    *,
+    priced: bool,
 ) -> None:
+    unknown = {} if priced else {"cost": None}
     found = [
         {
             "name": answer.task.name,
@@ -457,7 +488,7 @@ def _write_report(
         "dataset": dataset.identity(),
         "seed": options.seed,
         "large_alone": large_alone,
-        "points": [asdict(point) for point in calibrator.points.values()],
+        "points": [asdict(point) | unknown for point in calibrator.points.values()],
     }
     assert options.json_file is not None
     options.json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -64,7 +64,7 @@ class _Collection:
             "dataset": dataset.identity(),
             "label_steps": request.label_steps,
         }
-        total = count_questions("--dataset", request.dataset, dataset, request.n, DEFAULT_N)
+        total, _ = count_questions("--dataset", request.dataset, dataset, request.n, DEFAULT_N)
         self.items = WorkItems(dataset, total)
         self.errors = self.in_a_row = 0
 

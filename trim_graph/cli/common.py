@@ -166,7 +166,9 @@ def load_scorer(config: TrimConfig) -> Any:
     return scorer
 
 
-_NOT_LOADED = {"llm_judge", "token_probability", "turn_signals"}
+_CALL_NOTHING = {"token_probability", "turn_signals"}
+"""Scorers that read what a call has reported already."""
+_NOT_LOADED = {"llm_judge", *_CALL_NOTHING}
 """Scorers without weights of their own, which rate no step that is a text alone."""
 _HERE = {"transformers", "transformers_prm", "example"}
 _ON_SERVERS = {"vllm", "vllm_prm", "vllm_generative_prm"}
@@ -216,6 +218,11 @@ def loads_scorer(config: TrimConfig) -> bool:
     """Returns whether the scorer has weights of its own to load."""
     parts = scorer_parts(config.scorer)
     return bool(parts) and all(part.type not in _NOT_LOADED for part in parts)
+
+
+def calls_scorer(config: TrimConfig) -> bool:
+    """Returns whether the scorer calls a model, and so has a price."""
+    return any(part.type not in _CALL_NOTHING for part in scorer_parts(config.scorer))
 
 
 def _loading() -> AbstractContextManager[Callable[[str], None]]:

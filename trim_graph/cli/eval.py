@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
@@ -30,11 +30,13 @@ from trim_graph.evaluation.baselines import (
     Baselines,
     Validation,
     count_fitting_runs,
+    keep_when_regraded,
     planned_runs,
 )
 from trim_graph.evaluation.datasets import (
     Dataset,
     first_questions,
+    grader_of,
     make_dataset,
     read_through,
     shared_questions,
@@ -52,7 +54,15 @@ from trim_graph.evaluation.records import SUMMARY, RunSummary, write_json, write
 from trim_graph.evaluation.runner import Executor, Models
 from trim_graph.evaluation.verdicts import CostModel, summarise_run
 
-from .common import Progress, check_readable, chosen_config, load_parts, open_executor, parsed_option
+from .common import (
+    Progress,
+    calls_scorer,
+    check_readable,
+    chosen_config,
+    load_parts,
+    open_executor,
+    parsed_option,
+)
 from .eval_output import estimate_as_json, print_estimate, print_summary
 from .options import EvalOptions, command_line
 from .terminal import Interrupted, at_terminal, need
@@ -125,7 +135,9 @@ class Evaluation:
         self.arms = self._arms()
         self.baselines = chosen_baselines(request.baselines)
         self.dataset = read_dataset("--dataset", request.dataset, "test", request.seed)
-        self.n = count_questions("--dataset", request.dataset, self.dataset, request.n, DEFAULT_N)
+        self.n, self.repeats = count_questions(
+            "--dataset", request.dataset, self.dataset, request.n, DEFAULT_N
+        )
         self.judge = judge_of(request.judge, self.config)
         own = None if self.judge is None else self.judge.config
         if (unpriced := judge_without_price(self.config.prices, self.config.scorer, own)) is not None:
@@ -133,6 +145,8 @@ class Evaluation:
         self.leak: str | None = None
         self.warnings = list[str]()
         """Warnings for a reader of the summary."""
+        if self.repeats:
+            self.warnings.append(repeats_warning(self.n, self.repeats))
         if (cache := self.config.response_cache) is not None:
             if request.samples > 1:
                 raise SettingsError(
@@ -153,7 +167,8 @@ class Evaluation:
             check_readable(self.config, "--validation", *self.validation)
         self.run_config = self._run_config()
         if request.out.exists() or not request.estimate:
-            known_arms(request.out, self.run_config.settings)  # refuses a folder that was begun otherwise
+            # Refuses a folder that was begun otherwise.
+            known_arms(request.out, self.run_config.settings, regrade=request.regrade)
         self._bar: Progress | None = None
         self._opened = ExitStack()
 
@@ -165,15 +180,20 @@ class Evaluation:
         lengths = lengths_of(texts, self.config.settings.instruction, seen)
         prices = self.config.prices if self.config.prices.given else None
         planned = self._planned({**counts, **count_fitting_runs(self.request.out)})
+        if not calls_scorer(self.config):
+            planned = [one for one in planned if one.kind != "scores"]
         return estimate_spend(planned, lengths, seen, prices)
 
     def _planned(self, done: Mapping[str, int]) -> list[PlannedRuns]:
         """Returns the runs that are left, where so many of each arm are done."""
-        runs = self.n * self.request.samples
-        arms = [_planned_arm(arm, max(0, runs - done.get(arm.name, 0))) for arm in (*REFERENCES, *self.arms)]
+        runs, scored = self.run_config.distinct * self.request.samples, calls_scorer(self.config)
+        arms = [
+            _planned_arm(arm, max(0, runs - done.get(arm.name, 0)), scored=scored)
+            for arm in (*REFERENCES, *self.arms)
+        ]
         baselines = planned_runs(
             self.baselines,
-            n=self.n,
+            n=self.run_config.distinct,
             samples=self.request.samples,
             validation_n=0 if self.validation is None else self.validation[1],
             scorer_type=None if self.config.scorer is None else self.config.scorer.type,
@@ -222,6 +242,7 @@ class Evaluation:
             **identity,
             "prices": config.prices.model_dump(),
             "dataset": self.dataset.identity(),
+            **({"grader": grader} if (grader := grader_of(self.dataset)) else {}),
             "samples": request.samples,
             "concurrency": request.concurrency,
         }
@@ -234,6 +255,8 @@ class Evaluation:
             prices=config.prices,
             settings=settings,
             retry_errors=request.retry_errors,
+            repeats=self.repeats,
+            regrade=request.regrade,
         )
 
     def _validation(self) -> tuple[Any, int] | None:
@@ -247,7 +270,7 @@ class Evaluation:
         dataset = read_dataset("--validation", given, "validation", request.seed)
         if dataset.identity() == self.dataset.identity():
             raise SettingsError("--validation are the questions of --dataset: choose others")
-        n = count_questions("--validation", given, dataset, request.validation_n, VALIDATION_N)
+        n, _ = count_questions("--validation", given, dataset, request.validation_n, VALIDATION_N)
         if shared := shared_questions(self.dataset, self.n, dataset, n):
             self.leak = (
                 f"{shared} of the {n} questions of --validation {'is' if shared == 1 else 'are'} among "
@@ -273,7 +296,10 @@ class Evaluation:
         self._announce()
         if self.leak and {"router", "kind"} & set(self.baselines):
             self.warnings.append(self.leak)
-            print(f"warning: {self.leak}", file=sys.stderr, flush=True)
+        for warning in self.warnings:
+            print(f"warning: {warning}", file=sys.stderr, flush=True)
+        if self.request.regrade:
+            self._regrade(runner)
         for arm in (*REFERENCES, *self.arms):
             await runner.run(arm.name, arm.settings, arm.policy)
         if self.baselines:
@@ -281,11 +307,19 @@ class Evaluation:
         self.close()
         return runner
 
+    def _regrade(self, runner: ExperimentRunner) -> None:
+        """Grades the solutions in the folder again, and those that fit baselines."""
+        if (validation := self._validate(runner)) is not None:
+            validation.regrade()
+        keep_when_regraded(runner)
+        runner.regrade()
+
     def finish(self, runner: ExperimentRunner) -> RunSummary:
         """Writes the rows and the summary of all arms."""
         request = self.request
         self.warnings += [
-            f"the arm {arm} is left out: questions are lacking, or all failed" for arm in runner.take_older()
+            f"the arm {arm} is left out: questions are lacking, or not graded, or all failed"
+            for arm in runner.take_older()
         ]
         write_rows(request.out, list(runner.arms))
         cost_model = CostModel(self.config.prices.given, request.cost_per_second, request.max_loss)
@@ -316,7 +350,7 @@ class Evaluation:
         return Validation(runner=runner, dataset=dataset, n=n, on_record=self._advance)
 
     def _announce(self) -> None:
-        runs = self.n * self.request.samples
+        runs = self.run_config.distinct * self.request.samples
         names = [arm.name for arm in self.arms] + list(self.baselines)
         print(
             f"{counted(runs, 'run')} an arm: small, large, {', '.join(names)}",
@@ -338,7 +372,7 @@ class Evaluation:
         self._bar = None
 
 
-def _planned_arm(arm: Arm, left: int) -> PlannedRuns:
+def _planned_arm(arm: Arm, left: int, *, scored: bool) -> PlannedRuns:
     """Returns the runs of an arm that are left, with what its policy says of their spend."""
     type, group = arm.policy.get("type"), "random routing" if arm.kind == "random" else "policies"
     if type in ("small_only", "large_only"):
@@ -346,7 +380,8 @@ def _planned_arm(arm: Arm, left: int) -> PlannedRuns:
         return PlannedRuns(group, arm.name, "small" if type == "small_only" else "large", left)
     kind: Kind = "probed" if type == "entropy_probe" else "routed"
     rate = float(arm.policy["rate"]) if type == "random_rate" else 1.0
-    return PlannedRuns(group, arm.name, kind, left, rate, policy_config(arm.policy).build().needs_score)
+    scored = scored and policy_config(arm.policy).build().needs_score
+    return PlannedRuns(group, arm.name, kind, left, rate, scored)
 
 
 DEFAULT_N = 200
@@ -361,18 +396,27 @@ def read_dataset(option: str, given: str, part: Any, seed: int) -> Dataset:
     return make_dataset(parsed, part=part, seed=seed)
 
 
-def count_questions(option: str, named: str, dataset: Dataset, wanted: int | None, default: int) -> int:
-    """Returns how many questions there are to run, after a look at each of them."""
+def count_questions(
+    option: str, named: str, dataset: Dataset, wanted: int | None, default: int
+) -> tuple[int, frozenset[int]]:
+    """Returns how many questions there are to read, and which are earlier ones again (`read_through`)."""
     if next(first_questions(dataset, 1, default=1), None) is None:
         raise InputError(f"{option} {named}: there are no questions in it")
     there = dataset.count()
     if there is None:
-        return default if wanted is None else wanted
+        return (default if wanted is None else wanted), frozenset()
     if wanted is not None and wanted > there:
         raise SettingsError(f"{option} {named} has {counted(there, 'question')}; {wanted} are wanted")
     n = there if wanted is None else wanted
-    read_through(dataset, n)
-    return n
+    return n, read_through(dataset, n)
+
+
+def repeats_warning(n: int, repeats: Collection[int]) -> str:
+    """Says that questions are earlier ones again."""
+    return (
+        f"{len(repeats)} of {counted(n, 'question')} {'has' if len(repeats) == 1 else 'have'} the text of an "
+        f"earlier one, the first of them question {min(repeats)}: each text is asked and counted once"
+    )
 
 
 def chosen_baselines(given: str) -> list[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from trim_graph.errors import counted
 from trim_graph.evaluation.forecast import MODELS, Spend, SpendEstimate
 from trim_graph.evaluation.records import ArmSummary, CurveSummary, MatchedBudget, Metric, RunSummary
+from trim_graph.evaluation.verdicts import unpriced_warning
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,7 +48,10 @@ def print_estimate(estimate: SpendEstimate, *, stderr: bool = False) -> None:
     written = ", ".join(f"{model} {total.written.get(model, 0):,.0f}" for model in MODELS)
     console.print(f"Tokens written: {written}.")
     if estimate.cost is not None:
-        console.print(f"Cost at the prices given, no prompt cached: {estimate.cost:.4g}.")
+        least = "at least " if estimate.unpriced else ""
+        console.print(f"Cost at the prices given, no prompt cached: {least}{estimate.cost:.4g}.")
+    if estimate.unpriced:
+        console.print(f"warning: {unpriced_warning(estimate.unpriced)}")
     source = (
         "Measured on the runs in --out"
         if one.measured
@@ -73,7 +77,14 @@ def estimate_as_json(estimate: SpendEstimate) -> str:
         name: {"runs": spend.runs, **{kind: dict(getattr(spend, kind)) for kind in _KINDS}}
         for name, spend in groups.items()
     }
-    return json.dumps({"groups": written, "cost": estimate.cost, "measured": estimate.lengths.measured})
+    return json.dumps(
+        {
+            "groups": written,
+            "cost": estimate.cost,
+            "unpriced": list(estimate.unpriced),
+            "measured": estimate.lengths.measured,
+        }
+    )
 
 
 def print_summary(summary: RunSummary, folder: Path, *, as_json: bool) -> None:

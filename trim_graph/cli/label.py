@@ -74,7 +74,7 @@ class _Labelling:
         self.config = self.config.model_copy(update={"scorer": None})
         given = parsed_option("--dataset", options.dataset, "{type: file, path: questions.jsonl}")
         self.dataset: Dataset = make_dataset(given, part="train", seed=options.seed)
-        n = count_questions("--dataset", options.dataset, self.dataset, options.n, DEFAULT_N)
+        n, _ = count_questions("--dataset", options.dataset, self.dataset, options.n, DEFAULT_N)
         self.questions: Sequence[Question] = list(first_questions(self.dataset, n, default=n))
         self.folder = options.runs or options.out.with_name(f"{options.out.stem}.runs")
 

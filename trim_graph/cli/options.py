@@ -406,6 +406,12 @@ class EvalOptions(Options):
     seed: Annotated[int, typer.Option(help="Draws arithmetic problems, random policies, intervals.")] = 0
     concurrency: Concurrency = 32
     retry_errors: RetryErrors = False
+    regrade: Annotated[
+        bool,
+        typer.Option(
+            "--regrade", help="Grade the solutions in --out again, calling no model for them, and go on."
+        ),
+    ] = False
     workers: Workers = None
     load_per_worker: LoadPerWorker = False
     ray: Ray = None

@@ -17,13 +17,13 @@ from trim_graph.budget import Prices
 from trim_graph.errors import InputError, SettingsError, TrimError
 from trim_graph.policies.baselines import step_type_of
 from trim_graph.policies.files import save_policy
-from trim_graph.storage.journal import Journal, to_line
+from trim_graph.storage.journal import Journal, replace_journal, to_line
 from trim_graph.storage.rows import read_rows
 
 from .arms import Arm
 from .comparison import LARGE, SMALL
-from .datasets import Dataset, first_questions
-from .experiment import ExperimentRunner, WorkItems, unit_of
+from .datasets import Dataset, first_questions, grader_of
+from .experiment import ExperimentRunner, WorkItems, regraded, unit_of
 from .forecast import Kind, PlannedRuns
 from .query_router import read_examples, train_query_router
 from .records import (
@@ -33,6 +33,7 @@ from .records import (
     Record,
     Row,
     WorkItem,
+    failed_in_grader,
     in_order,
     journal_of,
     read_rows_of,
@@ -452,17 +453,17 @@ class Validation:
             TrimError: A question failed.
         """
         runner = self.runner
-        file, policy = runner.folder / FOLDER / f"{writer}.jsonl", {"type": f"{writer}_only"}
-        settings = {**runner.run_config.settings, "validation": self.dataset.identity(), "policy": policy}
+        file, policy = self._file(writer), {"type": f"{writer}_only"}
         file.parent.mkdir(exist_ok=True)
 
         def keep(record: Record) -> None:
+            if record["error"] is None or failed_in_grader(record):
+                journal.append({**trace_of(record, source), "solution": record["solution"]})
             if record["error"] is not None:
                 raise TrimError(f"a validation question failed: {record['error']}")
-            journal.append(dict(trace_of(record, source)))
             self.on_record(record)
 
-        with Journal(file, settings) as journal:
+        with Journal(file, self._settings(policy), keep=lambda trace: trace["error"] is None) as journal:
             source = Source(self.dataset.name, "validation", policy)
             labelled = all(one.label_steps for one in first_questions(self.dataset, 1, default=1))
             rated = writer == "small" and not labelled
@@ -470,6 +471,45 @@ class Validation:
             items = WorkItems(self.dataset, self.n)
             await runner.fill(f"validation, {writer}", journal, items, task, keep)
         return file
+
+    def regrade(self) -> None:
+        """Grades the solutions that are there again.
+
+        Raises:
+            GraderError: The grader failed.
+            InputError: They are of an earlier release, which kept steps and no solutions.
+        """
+        for writer in (SMALL, LARGE):
+            if not (file := self._file(writer)).exists():
+                continue
+            traces = sorted((trace for _, trace in read_rows(file, torn=True)), key=lambda one: one["index"])
+            if any("solution" not in trace for trace in traces):
+                raise InputError(
+                    f"{file} is of an earlier release and holds no solutions to grade: remove it, and its "
+                    "questions are run again"
+                )
+            settings = self._settings({"type": f"{writer}_only"})
+            replace_journal(file, settings, regraded(traces, self.dataset))
+
+    def _file(self, writer: str) -> Path:
+        return self.runner.folder / FOLDER / f"{writer}.jsonl"
+
+    def _settings(self, policy: dict[str, Any]) -> dict[str, Any]:
+        grader = grader_of(self.dataset)
+        return {
+            **self.runner.run_config.settings,
+            "validation": self.dataset.identity() | ({"graded_by": grader} if grader else {}),
+            "policy": policy,
+        }
+
+
+def keep_when_regraded(runner: ExperimentRunner) -> None:
+    """Keeps entropies and scores, which no verdict enters, where a folder's solutions are graded again."""
+    settings = runner.run_config.settings
+    for name, more in ((SCORES, {}), (NAME, {"pilot": _POLICY})):
+        if (file := runner.folder / name).exists():
+            rows = (row for _, row in read_rows(file, torn=True))
+            replace_journal(file, {**settings, **more}, rows)
 
 
 BASELINES = {

@@ -46,6 +46,7 @@ from .records import (
     Record,
     Row,
     arm_label,
+    failed_in_grader,
 )
 
 if TYPE_CHECKING:
@@ -203,7 +204,9 @@ class MetricColumns:
         return float(self.of[name].mean())
 
 
-def read_metric_columns(rows: Iterable[Row], *, n: int, samples: int, prices: Prices) -> MetricColumns:
+def read_metric_columns(
+    rows: Iterable[Row], *, n: int, samples: int, prices: Prices, repeats: frozenset[int] = frozenset()
+) -> MetricColumns:
     """Reads the numbers of an arm off its rows.
 
     Args:
@@ -211,9 +214,10 @@ def read_metric_columns(rows: Iterable[Row], *, n: int, samples: int, prices: Pr
         n: Questions wanted: the first of the dataset.
         samples: Of each.
         prices: To separate the large model's cost from that of the others.
+        repeats: Places of questions that are earlier ones again: they do not count.
 
     Raises:
-        InputError: Rows are missing, or there are two of one question and sample.
+        InputError: Rows are missing or not graded, or there are two of one question and sample.
     """
     import numpy as np
 
@@ -221,21 +225,24 @@ def read_metric_columns(rows: Iterable[Row], *, n: int, samples: int, prices: Pr
     seen, errors = np.zeros((n, samples), dtype=bool), 0
     for row in rows:
         index, sample = row["index"], row["sample"]
-        if index >= n or sample >= samples:
+        if index >= n or sample >= samples or index in repeats:
             continue
         if seen[index, sample]:
             raise InputError(f"arm {row['arm']}: question {index}, sample {sample} has two rows")
+        if failed_in_grader(row):
+            raise InputError(f"arm {row['arm']}: {row['error']}")
         seen[index, sample] = True
         errors += row["error"] is not None
         numbers = [*(number(row) for number in NUMBERS.values()), _cost_of_small_and_scorer(row, prices)]
         table[:, index] += [np.nan if number is None else number for number in numbers]
+    counted = np.array([index not in repeats for index in range(n)])
+    seen[~counted] = True
     if not seen.all():
         index, sample = (int(place) for place in np.argwhere(~seen)[0])
         raise InputError(
             f"{int((~seen).sum())} rows are missing, the first of question {index}, sample {sample}"
         )
-    table /= samples
-    return MetricColumns(errors, dict(zip((*NUMBERS, ADDED), table, strict=True)))
+    return MetricColumns(errors, dict(zip((*NUMBERS, ADDED), table[:, counted] / samples, strict=True)))
 
 
 SMALL, LARGE = "small", "large"
@@ -302,6 +309,19 @@ def _quantile(values: Array, share: float, seed: int) -> Metric:
     return Metric(value=quantile(known, share), interval=None if drawn is None else interval(drawn))
 
 
+def lacking_prices(arm: Resampled, prices: Prices) -> list[str]:
+    """Names the prices that are lacking of the tokens that an arm reports (`Prices.lacking`)."""
+    own = arm.plain
+    return prices.lacking(
+        {"small": own["small_prefill"], "large": own["large_prefill"], "scorer": own["scorer_tokens"]},
+        {
+            "small": own["small_tokens"],
+            "large": own["large_tokens"],
+            "scorer": own["scorer_output_tokens"],
+        },
+    )
+
+
 class Comparison:
     """All arms of an evaluation, compared to each other.
 
@@ -309,10 +329,18 @@ class Comparison:
         arms: By name; those of the models alone, `SMALL` and `LARGE`, are among them.
         settings: Of each arm.
         n: Questions.
+        unpriced: Prices that are lacking (`Prices.lacking`): without them every cost is unknown.
     """
 
-    def __init__(self, arms: Mapping[str, Resampled], settings: Mapping[str, ArmSettings], *, n: int) -> None:
-        self.arms, self.settings, self.n = arms, settings, n
+    def __init__(
+        self,
+        arms: Mapping[str, Resampled],
+        settings: Mapping[str, ArmSettings],
+        *,
+        n: int,
+        unpriced: Sequence[str] = (),
+    ) -> None:
+        self.arms, self.settings, self.n, self.unpriced = arms, settings, n, unpriced
         self.graded = all("correct" in arm.plain for arm in arms.values())
 
     def spread(self, drawn: Any) -> Interval | None:
@@ -350,8 +378,8 @@ class Comparison:
         """Returns what an arm saves net against the large model alone, which was run on the same questions.
 
         By the keys of `trim_graph.savings.Savings`: ``tokens`` of all models and kinds, ``large_tokens``,
-        ``cost`` (None where the large model has no price) and ``seconds`` of wall clock. Negative where the
-        arm used more.
+        ``cost`` (None where the large model, or tokens of another one, have no price) and ``seconds`` of wall
+        clock. Negative where the arm used more.
         """
         spent = {key: self.difference(name, LARGE, key) for key in ("tokens", "large_tokens", "seconds")}
         priced = self.arms[LARGE].plain["cost"] > 0
@@ -419,7 +447,7 @@ class Comparison:
 
     def _mean(self, name: str, key: str) -> Metric:
         arm = self.arms[name]
-        if key not in arm.plain:
+        if key not in arm.plain or (key == "cost" and self.unpriced):
             return UNKNOWN
         if key == "correct" and arm.correct is not None:
             return Metric(value=arm.plain[key], interval=chance_interval(float(arm.correct.sum()), self.n))
@@ -433,7 +461,7 @@ class Comparison:
     def difference(self, name: str, other: str, key: str) -> Metric:
         """Returns the mean of a column in one arm minus that in another."""
         left, right = self.arms[name], self.arms[other]
-        if key not in left.plain or key not in right.plain:
+        if key not in left.plain or key not in right.plain or (key == "cost" and self.unpriced):
             return UNKNOWN
         value = left.plain[key] - right.plain[key]
         if key == "correct" and (seen := self.outcomes(name, other)) is not None:

@@ -25,7 +25,7 @@ from trim_graph.examples.arithmetic.problems import Problem
 from trim_graph.settings import ConfigSection
 from trim_graph.storage.rows import SUFFIXES, Row, import_parquet, read_rows
 
-from .graders import Grader, find_grader
+from .graders import Grader, find_grader, grader_identity
 from .records import Question
 
 QUESTION_KEYS = ("problem", "question", "prompt", "input")
@@ -57,8 +57,9 @@ class KeyMapping(ConfigSection):
 class Shape:
     """Keys of question, answer and id in the rows of one dataset, and its grader."""
 
-    def __init__(self, question: str, answer: str | None, id: str | None, grader: Grader | None) -> None:
-        self.keys, self.grader = (question, answer, id), grader
+    def __init__(self, question: str, answer: str | None, id: str | None, grader: str | None) -> None:
+        self.keys, self.name = (question, answer, id), grader
+        self.grader: Grader | None = find_grader(grader) if grader else None
 
     @classmethod
     def of(cls, given: KeyMapping, row: Row) -> Shape:
@@ -90,7 +91,7 @@ class Shape:
         name = given.grader or _usual_grader(answer or "", values)
         if answer is None and ":" not in name:
             raise InputError(f"{row.place}: the grader {name} needs answers: which key holds them?")
-        return cls(question, answer, id, find_grader(name))
+        return cls(question, answer, id, name)
 
     def question(self, row: Row, number: int) -> Question:
         """Reads one row.
@@ -117,7 +118,7 @@ class Shape:
             grade = self.grader(expected or "", row.values)
         except ValueError as error:
             raise InputError(f"{row.place}: {answer}: {error}") from error
-        return Question(text, grade, expected, id=name)
+        return Question(text, grade, expected, id=name, grader=self.name)
 
 
 def expected_answer(value: Any) -> str | None:
@@ -367,14 +368,37 @@ def first_questions(dataset: Dataset, n: int | None, *, default: int) -> Iterato
     return islice(dataset.questions(), limit)
 
 
-def read_through(dataset: Dataset, n: int) -> None:
+def read_through(dataset: Dataset, n: int) -> frozenset[int]:
     """Reads the first questions of a dataset once, so that a faulty one is reported before any is asked.
 
+    Returns:
+        Places of the questions whose text is that of an earlier one. As evidence, a question counts once.
+
     Raises:
-        InputError: One cannot be read; the message names the file and the line.
+        InputError: One cannot be read, or has the id of another; the message names the file and the line, or
+            the id.
     """
-    for _ in islice(dataset.questions(), n):
-        pass
+    texts, ids, repeats = set[bytes](), dict[str, bytes](), set[int]()
+    for index, question in enumerate(islice(dataset.questions(), n)):
+        digest = _digest(question)
+        if ids.setdefault(question.id, digest) != digest:
+            raise InputError(
+                f"dataset {dataset.name}: two questions have the id {question.id!r}, and results are told "
+                "apart by it: make the ids unique, or name another key with {..., id: KEY}"
+            )
+        if digest in texts:
+            repeats.add(index)
+        texts.add(digest)
+    return frozenset(repeats)
+
+
+def grader_of(dataset: Dataset) -> dict[str, str] | None:
+    """Returns what makes verdicts on a dataset comparable: its grader by name and code (`grader_identity`).
+
+    None where nothing is graded, and for the arithmetic world, whose verdicts are part of its problems.
+    """
+    first = next(dataset.questions(), None)
+    return None if first is None or first.grader is None else grader_identity(first.grader)
 
 
 def shared_questions(dataset: Dataset, n: int, other: Dataset, m: int) -> int:

@@ -5,16 +5,17 @@ An interrupted evaluation resumes from the rows in its folder.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from trim_graph.budget import Prices
-from trim_graph.errors import InputError, SettingsError, TrimError
-from trim_graph.storage.journal import Journal, differences
+from trim_graph.errors import GraderError, InputError, SettingsError, TrimError
+from trim_graph.storage.journal import Journal, differences, replace_journal
 
-from .comparison import MetricColumns, Resampled, read_metric_columns, resample
+from .comparison import MetricColumns, Resampled, lacking_prices, read_metric_columns, resample
 from .datasets import Dataset, first_questions
 from .records import SETTINGS as SETTINGS_FILE
 from .records import (
@@ -25,6 +26,9 @@ from .records import (
     RunSettings,
     WorkItem,
     check_folder,
+    failed_in_grader,
+    grade_record,
+    in_order,
     journal_of,
     read_rows_of,
     read_settings,
@@ -35,6 +39,7 @@ from .records import (
 from .runner import MAX_CONSECUTIVE_FAILURES, Executor, Result, RunQuestions, Task
 
 WRITERS = ("small", "large")
+Graded = TypeVar("Graded", bound=Mapping[str, Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,8 @@ class RunConfig:
         prices: The price table.
         settings: What makes outcomes comparable, JSON-native; other settings are refused in this folder.
         retry_errors: Whether runs that failed are run again.
+        repeats: Places of questions that are earlier ones again (`read_through`); they are not run.
+        regrade: Whether the solutions of the folder are graded again; it may then be of another grader.
     """
 
     dataset: Dataset
@@ -60,14 +67,22 @@ class RunConfig:
     prices: Prices
     settings: dict[str, Any]
     retry_errors: bool = False
+    repeats: frozenset[int] = frozenset()
+    regrade: bool = False
+
+    @property
+    def distinct(self) -> int:
+        """How many questions are run, and count."""
+        return self.n - len(self.repeats)
 
 
-def known_arms(folder: Path, settings: dict[str, Any]) -> dict[str, ArmSettings]:
+def known_arms(folder: Path, settings: dict[str, Any], *, regrade: bool = False) -> dict[str, ArmSettings]:
     """Returns the arms that a folder has already.
 
     Args:
         folder: Of the run; made if it is not there.
         settings: What the arms must have been run with; see `RunConfig`.
+        regrade: Whether their solutions are graded again, so that another grader may have graded them.
 
     Raises:
         SettingsError: The folder was begun with other settings, or cannot be used.
@@ -75,13 +90,27 @@ def known_arms(folder: Path, settings: dict[str, Any]) -> dict[str, ArmSettings]
     check_folder(folder)
     known = read_settings(folder)
     if known is None:
+        if regrade:
+            raise SettingsError(f"--regrade: {folder} holds no solutions yet: leave it out")
         return {}
-    if different := differences(known["settings"], settings):
+    others = differences(_but_grader(known["settings"]), _but_grader(settings))
+    if not regrade and not others and (different := differences(known["settings"], settings)):
+        raise SettingsError(
+            f"{folder} was graded by another grader, and a folder holds verdicts of only one: "
+            f"{'; '.join(different)}. --regrade grades its solutions again and calls no model for them; or "
+            "choose another --out"
+        )
+    if others:
         raise SettingsError(
             f"{folder} was begun with other settings, and a folder holds only one kind: "
-            f"{'; '.join(different)}. Choose another --out, or give the same settings"
+            f"{'; '.join(others)}. Choose another --out, or give the same settings"
         )
     return dict(known["arms"])
+
+
+def _but_grader(settings: dict[str, Any]) -> dict[str, Any]:
+    dataset = {key: value for key, value in settings.get("dataset", {}).items() if key != "grader"}
+    return {**{key: value for key, value in settings.items() if key != "grader"}, "dataset": dataset}
 
 
 @dataclass
@@ -112,7 +141,23 @@ class ExperimentRunner:
     """The arms that are complete."""
 
     def __post_init__(self) -> None:
-        self.arms = known_arms(self.folder, self.run_config.settings)
+        self.arms = known_arms(self.folder, self.run_config.settings, regrade=self.run_config.regrade)
+
+    def regrade(self) -> None:
+        """Grades the solutions of all arms again, also of those that are put together of other arms' runs.
+
+        Raises:
+            GraderError: The grader failed; the arm keeps its verdicts.
+        """
+        for arm in self.arms:
+            file = journal_of(self.folder, arm)
+            file.parent.mkdir(exist_ok=True)
+            rows = in_order(file) if file.exists() else read_rows_of(self.folder, arm)
+            replace_journal(file, self._settings_of(arm), regraded(rows, self.run_config.dataset))
+        self.write_settings()
+
+    def _settings_of(self, arm: str) -> dict[str, Any]:
+        return {**self.run_config.settings, "arm": {"policy": self.arms[arm]["policy"]}}
 
     async def run(
         self, arm: str, settings: ArmSettings, policy: dict[str, Any], *, judged: bool = False
@@ -127,26 +172,40 @@ class ExperimentRunner:
 
         Raises:
             SettingsError: An arm of this name was another policy.
+            GraderError: The grader failed; the solutions are kept.
             TrimError: `MAX_CONSECUTIVE_FAILURES` runs failed in a row.
         """
         if arm in self.done:
             return self.done[arm]
         self.note(arm, settings)
         restore_journal(self.folder, arm)
-        settings_of_rows = {**self.run_config.settings, "arm": {"policy": self.arms[arm]["policy"]}}
         samples, retry = self.run_config.samples, self.run_config.retry_errors
+
+        def kept(row: dict[str, Any]) -> bool:
+            if failed_in_grader(row):
+                raise self._grader_failed(arm, row["error"])
+            return not retry or row["error"] is None
+
         with Journal(
             journal_of(self.folder, arm),
-            settings_of_rows,
-            keep=lambda row: not retry or row["error"] is None,
+            self._settings_of(arm),
+            keep=kept,
             unit=lambda row: unit_of(row["index"], row["sample"], samples),
         ) as journal:
-            items = WorkItems(self.run_config.dataset, self.run_config.n, samples)
+            items = WorkItems(self.run_config.dataset, self.run_config.n, samples, self.run_config.repeats)
             # Each arm begins with an empty cache: none profits from what a scorer was asked in another.
             task = RunQuestions(policy, self.run_config.seed, judged=judged, fresh=True, label_steps=True)
             writer = _RowWriter(arm, journal, self.folder, self.on_row)
-            await self.fill(arm, journal, items, task, writer.write)
+            await self.fill(arm, journal, items, task, writer.write, ends=lambda: bool(writer.not_graded))
+        if writer.not_graded:
+            raise self._grader_failed(arm, writer.not_graded)
         return self.take(arm)
+
+    def _grader_failed(self, arm: str, failure: str | None) -> GraderError:
+        return GraderError(
+            f"arm {arm}: {failure}. The solutions are kept in {self.folder}: put the grader right; the same "
+            "command with --regrade grades them again, calls no model for them, and goes on"
+        )
 
     async def fill(
         self,
@@ -155,6 +214,8 @@ class ExperimentRunner:
         items: WorkItems,
         task: Task[WorkItem, Result],
         keep: Callable[[Result], None],
+        *,
+        ends: Callable[[], bool] = lambda: False,
     ) -> None:
         """Has the executor do what is left of some items.
 
@@ -164,6 +225,7 @@ class ExperimentRunner:
             items: All items.
             task: Work on each item.
             keep: Keeps each result.
+            ends: Returns whether no further item is begun; what is under way is completed and kept.
         """
         left = items.count_unfinished(journal.finished)
         if left:
@@ -172,7 +234,7 @@ class ExperimentRunner:
         if left:
             await self.executor.map(
                 task,
-                items.unfinished(journal.finished),
+                takewhile(lambda _: not ends(), items.unfinished(journal.finished)),
                 concurrency=min(self.run_config.concurrency, left),
                 on_result=keep,
             )
@@ -209,8 +271,13 @@ class ExperimentRunner:
             InputError: Rows are missing.
         """
         run_config = self.run_config
-        rows = read_rows_of(self.folder, arm)
-        return read_metric_columns(rows, n=run_config.n, samples=run_config.samples, prices=self._prices(arm))
+        return read_metric_columns(
+            read_rows_of(self.folder, arm),
+            n=run_config.n,
+            samples=run_config.samples,
+            prices=self._prices(arm),
+            repeats=run_config.repeats,
+        )
 
     def take(self, arm: str) -> Resampled:
         """Resamples an arm's rows for the comparison.
@@ -219,15 +286,23 @@ class ExperimentRunner:
             InputError: Rows are missing, or all runs failed.
         """
         columns = self.metric_columns(arm)
-        if columns.errors == self.run_config.n * self.run_config.samples:
-            rows = read_rows_of(self.folder, arm)
-            failed = next((row["error"] for row in rows if row["error"]), "")
+        if columns.errors == self.run_config.distinct * self.run_config.samples:
             raise InputError(
-                f"all {columns.errors} runs of the arm {arm} failed, the first with {failed}. When that is "
-                "put right, resume with --retry-errors"
+                f"all {columns.errors} runs of the arm {arm} failed, the first with "
+                f"{self.first_error(arm)}. When that is put right, resume with --retry-errors"
             )
         self.done[arm] = resample(columns, seed=self.run_config.seed, timed=self.timed)
         return self.done[arm]
+
+    def unpriced(self) -> list[str]:
+        """Names the prices that are lacking of what the arms used."""
+        names = (name for arm, done in self.done.items() for name in lacking_prices(done, self._prices(arm)))
+        return list(dict.fromkeys(names))
+
+    def first_error(self, arm: str) -> str:
+        """Returns what the first failed run of an arm failed with."""
+        rows = read_rows_of(self.folder, arm)
+        return next((row["error"] for row in rows if row["error"]), "")
 
     def take_older(self) -> list[str]:
         """Takes in the arms that other commands have left in this folder; returns those that lack rows."""
@@ -252,11 +327,16 @@ class _RowWriter:
 
     def __init__(self, arm: str, journal: Journal, folder: Path, on_row: Callable[[Row], None]) -> None:
         self.arm, self.journal, self.folder, self.on_row, self.in_a_row = arm, journal, folder, on_row, 0
+        self.not_graded: str | None = None
+        """What the grader failed with."""
 
     def write(self, record: Record) -> None:
         row = row_of(record, self.arm)
         self.journal.append(dict(row))
         self.on_row(row)
+        if failed_in_grader(row):
+            self.not_graded = self.not_graded or row["error"]
+            return
         self.in_a_row = 0 if row["error"] is None else self.in_a_row + 1
         if self.in_a_row >= MAX_CONSECUTIVE_FAILURES:
             raise TrimError(
@@ -278,14 +358,16 @@ class WorkItems:
         dataset: The questions.
         n: How many of them: the first.
         samples: Runs of each.
+        repeats: Places of questions that are passed over.
     """
 
     dataset: Dataset
     n: int
     samples: int = 1
+    repeats: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
-        return self.n * self.samples
+        return (self.n - len(self.repeats)) * self.samples
 
     def unfinished(self, finished: Container[int]) -> Iterator[WorkItem]:
         """Yields what is left, in order; what is finished is looked up as each item is taken.
@@ -294,10 +376,36 @@ class WorkItems:
             finished: Numbers of what is done, by `unit_of`.
         """
         for index, question in enumerate(first_questions(self.dataset, self.n, default=self.n)):
+            if index in self.repeats:
+                continue
             for sample in range(self.samples):
                 if unit_of(index, sample, self.samples) not in finished:
                     yield WorkItem(index, sample, question)
 
     def count_unfinished(self, finished: Container[int]) -> int:
         """Returns how many are left; see `unfinished`."""
-        return sum(unit not in finished for unit in range(len(self)))
+        indices = (index for index in range(self.n) if index not in self.repeats)
+        units = (unit_of(index, sample, self.samples) for index in indices for sample in range(self.samples))
+        return sum(unit not in finished for unit in units)
+
+
+def regraded(records: Iterable[Graded], dataset: Dataset) -> Iterator[Graded]:
+    """Yields records with the verdicts of the dataset's grader; those of runs that failed stay as they are.
+
+    Args:
+        records: Of `trim_graph.evaluation.records.Record`'s keys, in order of ``index``.
+        dataset: Theirs.
+
+    Raises:
+        GraderError: The grader failed.
+    """
+    questions = enumerate(dataset.questions())
+    place, question = next(questions)
+    for record in records:
+        while place < record["index"]:
+            place, question = next(questions)
+        if record["error"] is None or failed_in_grader(record):
+            grade_record(record, question)
+            if record["error"] is not None:
+                raise GraderError(record["error"])
+        yield record

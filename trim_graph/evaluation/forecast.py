@@ -16,7 +16,7 @@ from typing import Literal
 
 from trim_graph.budget import Prices
 
-from .records import Row, read_rows_of
+from .records import Row, failed_in_grader, read_rows_of
 
 MODELS: tuple[Literal["small", "large", "scorer"], ...] = ("small", "large", "scorer")
 LETTERS_A_TOKEN = 4
@@ -164,7 +164,11 @@ def count_and_measure(
     """
     counts, seen = dict[str, int](), dict[str, Spend]()
     for arm in arms:
-        rows = (row for row in read_rows_of(folder, arm) if not retry_errors or row["error"] is None)
+        rows = (
+            row
+            for row in read_rows_of(folder, arm)
+            if not retry_errors or row["error"] is None or failed_in_grader(row)
+        )
         first = list(islice(rows, _MEASURED))
         counts[arm] = len(first) + sum(1 for _ in rows)
         if first:
@@ -217,11 +221,13 @@ class SpendEstimate:
         groups: By what it is for.
         lengths: That it is computed from.
         cost: By the price table; None without one.
+        unpriced: Prices that are lacking (`Prices.lacking`); the cost is a lower bound then.
     """
 
     groups: Mapping[str, Spend]
     lengths: Lengths
     cost: float | None
+    unpriced: Sequence[str] = ()
 
     @property
     def total(self) -> Spend:
@@ -248,5 +254,7 @@ def estimate_spend(
     groups = dict[str, Spend]()
     for one in planned:
         groups[one.group] = groups.get(one.group, Spend()) + one.spend(lengths, seen)
-    cost = None if prices is None else _total(groups.values()).cost(prices)
-    return SpendEstimate(groups, lengths, cost)
+    if prices is None:
+        return SpendEstimate(groups, lengths, None)
+    whole = _total(groups.values())
+    return SpendEstimate(groups, lengths, whole.cost(prices), prices.lacking(whole.read, whole.written))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import re
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from importlib import import_module
+from pathlib import Path
 from typing import Any, cast
 
 from trim_graph.conversation import extract_answer
-from trim_graph.errors import SettingsError
+from trim_graph.errors import GraderError, SettingsError
+from trim_graph.process import __version__
 
 Grade = Callable[[str], bool]
 Grader = Callable[[str, dict[str, Any]], Grade]
@@ -19,6 +23,8 @@ Grader = Callable[[str, dict[str, Any]], Grade]
 
 CLOSE = Fraction(1, 10**6)
 """Relative difference of two numbers that count as one, where they are not both whole."""
+FAILED = "grader "
+"""Begin of the error of a solution whose grader failed; that of a call begins with the name of a type."""
 SECONDS = 5
 """Most time `math` takes for one comparison, where it can be limited."""
 _ACCEPTED = re.compile(r"\s*\([a-z ]*accepted\)\s*$")
@@ -140,10 +146,11 @@ def find_grader(name: str) -> Grader:
 
     Args:
         name: A key of `GRADERS`, or ``module:function``: called with the solution's text and the dataset's
-            row, it says whether the solution is right. Such a name runs code: take it from no stranger.
+            row, it returns True where the solution is right, else False. Such a name runs code: take it from
+            no stranger.
 
     Raises:
-        SettingsError: There is none of that name.
+        SettingsError: There is none of that name, or it is asynchronous.
     """
     if name in GRADERS:
         return GRADERS[name]
@@ -152,7 +159,64 @@ def find_grader(name: str) -> Grader:
             f"grader {name!r} is unknown; there are {', '.join(GRADERS)}, and your own as module:function"
         )
     function = import_grader(name, "(solution, row)")
-    return lambda expected, row: lambda solution: bool(function(solution, row))
+    if any(map(inspect.iscoroutinefunction, (function, type(function).__call__))):
+        raise SettingsError(f"grader {name!r} is an async def: write a plain def that returns True or False")
+    return lambda expected, row: lambda solution: function(solution, row)
+
+
+def grade_solution(grade: Grade, solution: str, *, grader: str | None, question: str) -> bool:
+    """Returns whether a solution is right.
+
+    Args:
+        grade: Says so.
+        solution: The solution's text.
+        grader: Its name, for the message.
+        question: Id of the question, for the message.
+
+    Raises:
+        GraderError: It raised, or returned neither True nor False; the message names it and the question.
+    """
+    place = f"{FAILED}{grader}, question {question}" if grader else f"{FAILED}of question {question}"
+    try:
+        verdict: Any = grade(solution)
+    except Exception as error:
+        raise GraderError(f"{place}: {type(error).__name__}: {error}") from error
+    if _is_bool(verdict):
+        return bool(verdict)
+    shown = repr(verdict)
+    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+    raise GraderError(
+        f"{place}: it returned {shown} ({type(verdict).__name__}); a grader returns True or False. A text, a "
+        "number or None is no verdict: return the comparison that makes it one, such as score >= 0.5"
+    )
+
+
+def _is_bool(value: Any) -> bool:
+    kind = type(value)  # NumPy's own is no subclass of bool
+    return kind is bool or (kind.__module__ == "numpy" and kind.__name__ in ("bool", "bool_"))
+
+
+def grader_identity(name: str) -> dict[str, str]:
+    """Returns what makes verdicts those of this grader: its name, and a digest of its source or the version.
+
+    Args:
+        name: As of `find_grader`.
+
+    Raises:
+        SettingsError: There is none of that name, or its source cannot be read.
+    """
+    if name in GRADERS:
+        return {"name": name, "version": __version__}
+    function, digest = import_grader(name, "(solution, row)"), hashlib.sha256()
+    # The module that is named may take the function from another one.
+    for module in dict.fromkeys((name.partition(":")[0], function.__module__)):
+        try:
+            digest.update(Path(str(sys.modules[module].__file__)).read_bytes())
+        except OSError as error:
+            raise SettingsError(
+                f"grader {name!r}: its source {error.filename} cannot be read: {error.strerror}"
+            ) from error
+    return {"name": name, "sha256": digest.hexdigest()}
 
 
 def import_grader(name: str, arguments: str) -> Callable[..., Any]:

@@ -20,11 +20,12 @@ from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from trim_graph.budget import Writer
-from trim_graph.errors import InputError, SettingsError
+from trim_graph.errors import GraderError, InputError, SettingsError
 from trim_graph.segmentation import Part
 from trim_graph.storage.journal import to_line
 from trim_graph.storage.rows import import_parquet, read_rows
 
+from .graders import FAILED, grade_solution
 from .metrics import Interval
 
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -50,6 +51,7 @@ class Question:
     Attributes:
         text: What the models are asked.
         grade: Says of the text of a solution whether it is right; None where the answer is unknown.
+        grader: Name of the grader, where it has one.
         expected: The right answer, for the record only.
         id: Its name in the dataset.
         label_steps: Says of each step whether it is right given those before it, where that can be checked.
@@ -60,6 +62,21 @@ class Question:
     expected: str | None = None
     id: str = ""
     label_steps: StepLabels | None = None
+    grader: str | None = None
+
+    def is_right(self, solution: str, name: str = "") -> bool | None:
+        """Grades a solution; None where the answer is unknown.
+
+        Args:
+            solution: Its text.
+            name: Of the question where it has no id, for the message.
+
+        Raises:
+            GraderError: The grader raised, or returned neither True nor False.
+        """
+        if self.grade is None:
+            return None
+        return grade_solution(self.grade, solution, grader=self.grader, question=self.id or name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +166,8 @@ class Outline(TypedDict):
     ``large_unaccounted``: charged for calls whose end is unknown; ``scorer``: read;
     ``scorer_output``: written by a judge, not in rows of earlier releases."""
     error: str | None
-    """Type and message of what went wrong, or None. The tokens of such a run are 0: they are unknown."""
+    """Type and message of what went wrong, or None. Where a call failed, the tokens of the run are 0: they
+    are unknown. Where the grader failed, the rest of the record is there (`failed_in_grader`)."""
 
 
 AnyOutline = TypeVar("AnyOutline", bound=Outline)
@@ -218,7 +236,7 @@ def new_record(item: WorkItem, seed: int | None = None, **known: Any) -> Record:
 
 
 def record_of(result: Mapping[str, Any], item: WorkItem, seed: int | None = None, **known: Any) -> Record:
-    """Makes the record of a run that has ended.
+    """Makes the record of a run that has ended; a grader that fails costs no more than the verdict.
 
     Args:
         result: The graph's state.
@@ -227,12 +245,11 @@ def record_of(result: Mapping[str, Any], item: WorkItem, seed: int | None = None
         known: Further keys, such as ``seconds``.
     """
     summary, solution = result["trim"], str(result["messages"][-1].text)
-    usage, grade = summary["usage"], item.question.grade
+    usage = summary["usage"]
     small, large = usage["small"], usage["large"]
-    return new_record(
+    record = new_record(
         item,
         seed,
-        correct=None if grade is None else bool(grade(solution)),
         answer=summary["answer"],
         solution=solution,
         stopped=summary["stopped"],
@@ -246,6 +263,26 @@ def record_of(result: Mapping[str, Any], item: WorkItem, seed: int | None = None
         steps=_steps(result),
         **known,
     )
+    grade_record(record, item.question)
+    return record
+
+
+def grade_record(record: Any, question: Question) -> None:
+    """Puts the verdict on its solution into a record; where the grader fails, what it failed with.
+
+    Args:
+        record: Of a run that has ended; with the keys ``id``, ``solution``, ``correct`` and ``error``.
+        question: Its question.
+    """
+    try:
+        record["correct"], record["error"] = question.is_right(record["solution"], record["id"]), None
+    except GraderError as error:
+        record["correct"], record["error"] = False, str(error)
+
+
+def failed_in_grader(record: Mapping[str, Any]) -> bool:
+    """Returns whether a run has ended, and then the grader failed: its solution can be graded again."""
+    return record["error"] is not None and record["error"].startswith(FAILED)
 
 
 def _steps(result: Mapping[str, Any]) -> list[RecordStep]:
@@ -675,7 +712,7 @@ class RunSummary(TypedDict):
     seed: int
     concurrency: int
     priced: bool
-    """Whether there was a price table."""
+    """Whether there was a price table, with all prices of what the arms used; else costs are unknown."""
     models: dict[str, Any]
     """Small, large and scorer as the configuration names them."""
     budgets: dict[str, float]

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from trim_graph.config import TrimConfig
@@ -30,7 +30,7 @@ class CostModel:
     """Terms on which savings and losses of an arm are weighed.
 
     Attributes:
-        priced: Whether there is a price table.
+        priced: Whether there is a price table, of everything that is used.
         second: What a second of waiting costs, in the table's currency.
         max_loss: Loss of accuracy against the large model alone that is acceptable.
     """
@@ -119,7 +119,7 @@ def _gain(name: str, comparison: Comparison) -> float:
     share, pgr = comparison.point(name, drawn=False)
     if pgr is None or share is None:
         return -comparison.arms[name].plain["large_tokens"]
-    large, own = (comparison.arms[one].plain["cost"] for one in (LARGE, name))
+    large, own = (0 if comparison.unpriced else comparison.arms[one].plain["cost"] for one in (LARGE, name))
     return float(pgr - (own / large if large > 0 else share))
 
 
@@ -258,10 +258,25 @@ def _decide(
             ("no", f"With the same large tokens {' and '.join(better)} is more often right: use that.")
         )
     if not cost_model.priced:
-        found.append(("undecided", "Without prices nobody can say whether that pays."))
+        lacking = f"a price of {_listed(comparison.unpriced)}" if comparison.unpriced else "prices"
+        found.append(("undecided", f"Without {lacking} nobody can say whether that pays."))
     order = ("no", "undecided", "yes")
     use: Use = min((use for use, _ in found), key=order.index, default="yes")
     return use, [reason for one, reason in found if one == use and reason]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def unpriced_warning(names: Sequence[str]) -> str:
+    """Says that prices are lacking, and how to state them."""
+    absent = {name.partition(".")[0] for name in names}
+    example = ", ".join(f"{name}: {{input: 0, output: 0}}" for name in sorted(absent))
+    return (
+        f"{_listed(names)} {'has' if len(names) == 1 else 'have'} no price, and what has none is not free: "
+        f"costs are unknown. State it in prices, where it is free as 0: {{{example}}}"
+    )
 
 
 def _below_zero(difference: Metric) -> bool:
@@ -342,6 +357,11 @@ def _between(metric: Metric, scale: float, unit: str) -> str:
     return f" ({scale * spread.low:.3g} to {scale * spread.high:.3g}{' ' + unit if unit else ''})"
 
 
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 200 else f"{line[:197]}..."
+
+
 def summarise_run(
     runner: ExperimentRunner,
     config: TrimConfig,
@@ -361,19 +381,24 @@ def summarise_run(
     """
     run_config = runner.run_config
     done = {name: runner.done[name] for name in (SMALL, LARGE)} | runner.done
-    comparison = Comparison(done, runner.arms, n=run_config.n)
+    unpriced = runner.unpriced() if cost_model.priced else []
+    if unpriced:
+        cost_model = replace(cost_model, priced=False)
+        warnings = [*warnings, unpriced_warning(unpriced)]
+    comparison = Comparison(done, runner.arms, n=run_config.distinct, unpriced=unpriced)
     verdicts = judge(comparison, cost_model)
     whole = done[LARGE].plain["large_tokens"]
     failed = {name: arm.errors for name, arm in done.items() if arm.errors}
     text = [
         f"{counted(count, 'run')} of {name} failed: "
-        f"{'it counts' if count == 1 else 'they count'} as wrong, and as free"
+        f"{'it counts' if count == 1 else 'they count'} as wrong, and as free; "
+        f"the first with {_short(runner.first_error(name))}"
         for name, count in failed.items()
     ]
     return RunSummary(
         version=SUMMARY_VERSION,
         dataset={"name": run_config.dataset.name, **run_config.dataset.identity()},
-        n=run_config.n,
+        n=run_config.distinct,
         samples=run_config.samples,
         seed=run_config.seed,
         concurrency=run_config.concurrency,

@@ -179,10 +179,12 @@ function verdicts(summary) {
 function headline(summary) {
   const found = summary.headline || { use: useOf(summary), number: null, text: summary.verdict };
   const [look, word] = USE[found.use] || USE.undecided;
+  const undecided = look === USE.undecided[0];
+  const figure = undecided ? "Undecided" : found.number === null ? word : inline(found.number, 40);
   return el(
     "div",
     { class: `card headline ${look}` },
-    el("p", { class: "figure" }, found.number === null ? word : inline(found.number, 40)),
+    el("p", { class: "figure" }, figure),
     el("h2", {}, inline(found.text, 200)),
   );
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -116,10 +116,7 @@ class Journal:
                     f"{self.path} exists, and {self.beside.name}, which says what it was made with, does "
                     "not: choose another file"
                 )
-            whole = self.beside.with_name(f".{self.beside.name}.{os.getpid()}")
-            text = json.dumps({"version": VERSION, "settings": settings}, indent=1) + "\n"
-            whole.write_text(text, encoding="utf-8")
-            whole.replace(self.beside)
+            _write_settings(self.beside, settings)
             return
         try:
             known = json.loads(self.beside.read_text(encoding="utf-8"))["settings"]
@@ -173,6 +170,35 @@ class Journal:
             self._lock()
         finally:
             whole.unlink(missing_ok=True)
+
+
+def replace_journal(path: Path, settings: dict[str, Any], records: Iterable[Any]) -> None:
+    """Replaces a journal that no process writes to, with its settings.
+
+    An interrupt leaves the older journal, or one without settings, which `Journal` refuses.
+
+    Args:
+        path: Of the journal.
+        settings: Of the new records, JSON-native.
+        records: Taken one by one; they may be read from the older journal.
+    """
+    beside, whole = settings_beside(path), path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with whole.open("wb") as stream:
+            for record in records:
+                stream.write(to_line(record))
+        beside.unlink(missing_ok=True)
+        whole.replace(path)
+        _write_settings(beside, settings)
+    finally:
+        whole.unlink(missing_ok=True)
+
+
+def _write_settings(beside: Path, settings: dict[str, Any]) -> None:
+    whole = beside.with_name(f".{beside.name}.{os.getpid()}")
+    text = json.dumps({"version": VERSION, "settings": settings}, indent=1) + "\n"
+    whole.write_text(text, encoding="utf-8")
+    whole.replace(beside)
 
 
 def settings_beside(path: Path) -> Path:

@@ -22,9 +22,9 @@ from trim_graph.adapters.provider_errors import error_line
 from trim_graph.budget import Writer
 from trim_graph.config import for_measuring
 from trim_graph.driver import final_state
-from trim_graph.errors import InputError
+from trim_graph.errors import GraderError, InputError
 from trim_graph.evaluation import Question
-from trim_graph.evaluation.records import WorkItem, record_of
+from trim_graph.evaluation.records import WorkItem, failed_in_grader, record_of
 from trim_graph.evaluation.runner import Models
 from trim_graph.policies import Observation, Policy, large_only, small_only
 from trim_graph.segmentation import separator_of
@@ -200,6 +200,8 @@ async def _continue(graphs: Mapping[tuple[Writer, bool], Any], seed: int, ask: A
         result = await final_state(graph, [("user", ask.question.text)], context=context)
         whole = record_of(result, WorkItem(ask.question_index, ask.sample, ask.question))
         assert result["trim"] is not None
+        if failed_in_grader(whole):
+            raise GraderError(str(whole["error"]))
         usage = result["trim"]["usage"]
         record["steps"] = list(result["steps"][len(given) :])
         record["answer"], record["stopped"] = whole["answer"], whole["stopped"]

@@ -286,7 +286,7 @@ class TreeExpander:
         text = join_steps(steps, self.settings.delimiter)
         solution = text.removesuffix(separator_of(steps[-1], self.settings.delimiter))
         node.ended = True
-        node.correct = question.grade is not None and bool(question.grade(solution))
+        node.correct = question.is_right(solution) is True
 
 
 class ExpandingRollouts(Rollouts):
