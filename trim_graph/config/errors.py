@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
@@ -122,11 +123,11 @@ def _line(node: Any, place: Place) -> int | None:
 
 def explain(
     error: ValidationError,
-    data: dict[str, Any],
+    data: Any,
     schema: dict[str, Any],
     name: str,
-    lines: Lines | None,
-    overrides: dict[str, Any],
+    lines: Lines | None = None,
+    overrides: Mapping[str, Any] = MappingProxyType({}),
 ) -> str:
     """Says what pydantic found wrong, one line a problem.
 
@@ -153,7 +154,7 @@ def explain(
     return "\n".join(messages)
 
 
-def _is_override(place: Place, overrides: dict[str, Any]) -> bool:
+def _is_override(place: Place, overrides: Mapping[str, Any]) -> bool:
     if not place or place[0] not in overrides:
         return False
     given = overrides[str(place[0])]

@@ -122,7 +122,10 @@ _ABOUT: dict[ModelKind, str] = {
     "local": """\
 # Models in this process, with transformers: simple, and slower than vLLM. device: auto takes a GPU where
 # there is one. Weights come from a folder or, at the first run, from the Hugging Face hub.""",
-    "example": "# The arithmetic models that come with trim-graph, which read chains of calculations only.",
+    "example": """\
+# The arithmetic models that come with trim-graph. They solve problems as their generator draws them: chains
+# that start at 11 to 99, add 2 to 69 or multiply by 3 to 9, and only add to a value below 13; the ranges of
+# all operations: examples/arithmetic/weights/README.md.""",
 }
 
 
@@ -145,7 +148,8 @@ def _in_braces(models: ModelKind, name: str, more: str = "") -> str:
 
 
 def _first_rates_tokens(choices: Choices) -> bool:
-    return choices.scorer in ("token_probability", "cascade")
+    # The example models report probabilities at no cost, and eval's cascade needs them.
+    return choices.models == "example" or choices.scorer in ("token_probability", "cascade")
 
 
 def _scorer(choices: Choices) -> str:
