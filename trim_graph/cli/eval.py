@@ -392,7 +392,7 @@ def read_dataset(option: str, given: str, part: Any, seed: int) -> Dataset:
     parsed = parsed_option(option, given, "{type: file, path: questions.jsonl}")
     dataset = make_dataset(parsed, part=part, seed=seed)
     if (mapping := mapping_of(dataset)) is not None:
-        print(f"{option} {title_of(dataset)}: {mapping}", file=sys.stderr, flush=True)
+        print(f"{title_of(dataset)}: {mapping}", file=sys.stderr, flush=True)
     return dataset
 
 

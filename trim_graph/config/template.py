@@ -124,8 +124,8 @@ _ABOUT: dict[ModelKind, str] = {
 # there is one. Weights come from a folder or, at the first run, from the Hugging Face hub.""",
     "example": """\
 # The arithmetic models that come with trim-graph. They solve problems as their generator draws them: chains
-# that start at 11 to 99, add 2 to 69 or multiply by 3 to 9, and only add to a value below 13; the ranges of
-# all operations: examples/arithmetic/weights/README.md.""",
+# of 4 to 12 steps that start at 11 to 99 and only add (2 to 69) to a value below 13. They fail at many
+# others; ranges of all operations: trim_graph/examples/arithmetic/weights/README.md.""",
 }
 
 

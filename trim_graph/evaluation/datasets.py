@@ -34,6 +34,8 @@ ANSWER_KEYS = ("final_answer", "answer", "expected", "target", "solution")
 ID_KEYS = ("id", "unique_id", "question_id")
 _GSM8K = re.compile(r"####[ \t]*(\S[^\n]*)")
 """The answer in a solution of GSM8K."""
+_SENTENCE = re.compile(r"\s*[A-Za-z]{2,}\s+[A-Za-z]{2,}\s[^\\$^_={}]*\d[^\\$^_={}]*\.\s*")
+"""Two words or more before a number and a full stop behind it, without LaTeX."""
 _OLYMPIAD = "final_answer"
 
 
@@ -58,8 +60,10 @@ class KeyMapping(ConfigSection):
 class Shape:
     """Keys of question, answer and id in the rows of one dataset, and its grader."""
 
-    def __init__(self, question: str, answer: str | None, id: str | None, grader: str | None) -> None:
-        self.keys = question, answer, id
+    def __init__(
+        self, question: str, answer: str | None, id: str | None, grader: str | None, *, guessed: bool = False
+    ) -> None:
+        self.keys, self.guessed = (question, answer, id), guessed
         self.grader_name, self.grader = grader or "none", find_grader(grader) if grader else None
 
     @classmethod
@@ -92,7 +96,7 @@ class Shape:
         name = given.grader or _usual_grader(answer or "", values)
         if answer is None and ":" not in name:
             raise InputError(f"{row.place}: the grader {name} needs answers: which key holds them?")
-        return cls(question, answer, id, name)
+        return cls(question, answer, id, name, guessed=given.grader is None)
 
     def __str__(self) -> str:
         """Keys and grader in words: ``question=problem, answer=solution, grader=math``."""
@@ -119,6 +123,12 @@ class Shape:
             raise InputError(
                 f"{row.place}: {answer} is {row.values.get(answer)!r}; expected an answer, or grader: none "
                 "for the dataset"
+            )
+        if self.guessed and self.grader_name == "math" and expected and _SENTENCE.match(expected):
+            raise InputError(
+                f"{row.place}: {answer} is {expected!r}, a sentence around a number, which the grader math "
+                "would compare as text: name the key that holds the answer alone (answer: KEY), or a grader "
+                "(grader: module:function; math to take it all the same)"
             )
         try:
             grade = self.grader(expected or "", row.values)
