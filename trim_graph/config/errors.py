@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
@@ -123,11 +122,11 @@ def _line(node: Any, place: Place) -> int | None:
 
 def explain(
     error: ValidationError,
-    data: Any,
+    data: dict[str, Any],
     schema: dict[str, Any],
     name: str,
-    lines: Lines | None = None,
-    overrides: Mapping[str, Any] = MappingProxyType({}),
+    lines: Lines | None,
+    overrides: dict[str, Any],
 ) -> str:
     """Says what pydantic found wrong, one line a problem.
 
@@ -154,7 +153,19 @@ def explain(
     return "\n".join(messages)
 
 
-def _is_override(place: Place, overrides: Mapping[str, Any]) -> bool:
+def explain_value(error: ValidationError, value: Any, schema: dict[str, Any], name: str) -> str:
+    """Says in one line what pydantic found wrong in a value that came from no file.
+
+    Args:
+        error: Of validating ``value``.
+        value: What was validated.
+        schema: JSON schema of the value.
+        name: What the line begins with.
+    """
+    return explain(error, value, schema, name, None, {}).replace(f"\n{name}: ", "; ")
+
+
+def _is_override(place: Place, overrides: dict[str, Any]) -> bool:
     if not place or place[0] not in overrides:
         return False
     given = overrides[str(place[0])]

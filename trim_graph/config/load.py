@@ -274,12 +274,12 @@ def build_graph(
 
     alone = policy_beside(config.shadow, shadow)
     policy = alone or config.policy.build()
-    if policy.needs_score and config.scorer is None:
+    small, large, scorer = parts or build_parts(config)
+    if policy.needs_score and scorer is None:
         raise SettingsError(
             f"the policy {config.policy.type} needs scores, and the configuration names no scorer: add one, "
             "such as scorer: {type: token_probability}, or choose a policy without scores"
         )
-    small, large, scorer = parts or build_parts(config)
     return create_trim_graph(
         small,
         large,

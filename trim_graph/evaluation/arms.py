@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from trim_graph.budget import Prices
 from trim_graph.config import Parts, TrimConfig
-from trim_graph.config.errors import explain
+from trim_graph.config.errors import explain_value
 from trim_graph.config.schema import LLMJudgeScorer
 from trim_graph.errors import SettingsError
 from trim_graph.policies.files import is_policy_file
@@ -180,7 +180,7 @@ def policy_config(policy: PolicyMapping) -> Any:
     try:
         return _POLICY.validate_python(policy, context={"base": Path.cwd()})
     except ValidationError as error:
-        wrong = explain(error, policy, _POLICY.json_schema(), f"policy {json.dumps(policy)}")
+        wrong = explain_value(error, policy, _POLICY.json_schema(), f"policy {json.dumps(policy)}")
         raise SettingsError(wrong) from error
 
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from trim_graph.config.errors import explain
+from trim_graph.config.errors import explain_value
 from trim_graph.conversation import extract_answer
 from trim_graph.errors import InputError, SettingsError, may_be_shown
 from trim_graph.examples.arithmetic import Part, Split, is_right, label_steps, stream_problems
@@ -380,7 +380,7 @@ def make_dataset(given: str | Mapping[str, Any], *, part: Part = "test", seed: i
         return _DATASET.validate_python(values)
     except ValidationError as error:
         shown = f" {json.dumps(dict(given))}" if may_be_shown(given) else ""
-        wrong = explain(error, values, _DATASET.json_schema(), f"dataset{shown}")
+        wrong = explain_value(error, values, _DATASET.json_schema(), f"dataset{shown}")
         raise SettingsError(
             f"{wrong}; expected arithmetic:SPLIT[:PART], a file, OWNER/NAME:SPLIT on the hub, or "
             "{type: file, path: ..., question: KEY, answer: KEY}"

@@ -205,7 +205,7 @@ def differences(known: Any, given: Any, place: str = "") -> list[str]:
             return [f"{file} has changed"]
         return [
             difference
-            for key in sorted(known.keys() | given.keys() - {ADDRESS})
+            for key in sorted((known.keys() | given.keys()) - {ADDRESS})
             for difference in differences(known.get(key), given.get(key), f"{place}.{key}" if place else key)
         ]
     if without_addresses(known) == without_addresses(given):
