@@ -371,7 +371,8 @@ def test_questions_that_the_example_models_cannot_read_are_refused(world, run, m
     assert result.exit_code == 2
     reported = result.stderr.replace("\n", " ")
     assert (
-        f"{option} short, question 1: the example models cannot read this problem: it has 1 step" in reported
+        f"{option} short.jsonl, question 1: the example models cannot read this problem: it has 1 step"
+        in reported
     )
     assert "trained on chains of 4 to 12 steps" in reported
 

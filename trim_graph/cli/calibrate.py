@@ -423,13 +423,13 @@ def _undecided(answer: _Answer, dataset: Dataset) -> str:
 
 
 def _named(answer: _Answer) -> str:
-    """Names the policy that a loss is not shown of, and says where it is no other than the large model."""
+    """Names the policy that a loss is not shown of, with its spend: at 100 % it is the large model itself."""
     nearest = answer.selection.nearest
     if nearest is None:
         return ""
     name = arm_name(answer.task.family.policy(nearest.setting))
-    alone = " (the large model writes all of it)" if nearest.share == 1 else ""
-    return f", {name}{alone},"
+    share = "" if nearest.share is None else f" ({100 * nearest.share:.3g} % of the large model's own tokens)"
+    return f", {name}{share},"
 
 
 def _differs(seen: PairedOutcomes) -> str:
