@@ -123,7 +123,7 @@ def test_a_changed_file_of_questions_is_another_dataset(world, run):
     (world / "q.jsonl").write_text(json.dumps({"problem": "p", "answer": "2"}) + "\n")
     result = collect(run, n=1, dataset="q.jsonl")
     assert result.exit_code == 2
-    assert "dataset.sha256 was" in result.stderr
+    assert "q.jsonl has changed" in result.stderr
 
 
 def test_a_file_of_unknown_origin_is_left_alone(world, run):

@@ -374,7 +374,8 @@ def test_questions_that_the_example_models_cannot_read_are_refused(world, run, m
     assert result.exit_code == 2
     reported = result.stderr.replace("\n", " ")
     assert (
-        f"{option} short, question 1: the example models cannot read this problem: it has 1 step" in reported
+        f"{option} short.jsonl, question 1: the example models cannot read this problem: it has 1 step"
+        in reported
     )
     assert "trained on chains of 4 to 12 steps" in reported
 
@@ -771,9 +772,23 @@ def test_scores_of_whole_solutions_are_kept_for_the_next_run(world, models, run,
         ({}, ["--validation", "arithmetic:standard:test"], "are the questions of --dataset"),
         ({"baselines": "rooter"}, [], "there is no 'rooter'; choose all, none, or of router"),
         ({}, ["--max-loss", 0], "--max-loss is 0: choose a share of the questions between 0 and 1"),
-        ({"dataset": "torn.jsonl", "n": 2}, [], "torn.jsonl, line 2: not JSON"),
-        ({"dataset": "holes.jsonl", "n": 2}, [], "holes.jsonl, line 2: answer is None"),
-        ({}, ["--validation", "holes.jsonl"], "holes.jsonl, line 2: answer is None"),
+        ({"dataset": "torn.jsonl", "n": 2}, [], "torn.jsonl, line 2: not JSON: Expecting property name"),
+        ({"dataset": "torn.jsonl", "n": 2}, [], "in double quotes at column 2"),
+        ({"dataset": "holes.jsonl", "n": 2}, [], "holes.jsonl, line 2 has no field answer; it has problem"),
+        ({}, ["--validation", "holes.jsonl"], "holes.jsonl, line 2 has no field answer; it has problem"),
+        ({"dataset": "{type: file, pth: q.jsonl}"}, [], "pth: unknown key, did you mean path?"),
+        (
+            {"dataset": "said.jsonl"},
+            [],
+            "said.jsonl, line 1: answer is 'The result is 48.', a sentence around",
+        ),
+        (
+            {"policy": "threshold:0.5"},
+            [],
+            "give --sweep threshold:0.5, or --policy '{type: threshold, t: 0.5}'",
+        ),
+        ({"policy": "treshold"}, [], "unknown type 'treshold', did you mean threshold?"),
+        ({}, ["--sweep", "threshold:1.5"], "t: is 1.5; it should be less than or equal to 1"),
         (
             {"dataset": "odd.jsonl", "n": 2},
             [],
@@ -789,6 +804,7 @@ def test_what_is_wrong_is_refused_before_a_model_is_loaded(
     (world / "q.jsonl").write_text(json.dumps({"problem": "p", "answer": "1"}))
     (world / "torn.jsonl").write_text(json.dumps({"problem": "p", "answer": "1"}) + "\n{bad\n")
     (world / "holes.jsonl").write_text('{"problem": "p", "answer": "1"}\n{"problem": "q"}\n')
+    (world / "said.jsonl").write_text(json.dumps({"problem": "p", "answer": "The result is 48."}))
     golds = [{"question": f"p{gold}", "answer": f"so\n#### {gold}"} for gold in ("3", "3, 4")]
     (world / "odd.jsonl").write_text("\n".join(map(json.dumps, golds)))
     (world / "mine").mkdir()
@@ -859,3 +875,26 @@ def test_the_shipped_models(tmp_path, run, monkeypatch):
     families = {arm["family"] for arm in arms.values()}
     assert families == {"small", "large", "threshold-0.9", "random", "cascade"}
     assert os.stat("run/rows.parquet").st_size > 0
+
+
+def test_the_fields_that_are_read_are_said_first_and_a_pair_of_answers_where_none_is_right(world, run):
+    drawn = enumerate(problems("standard", 2))
+    rows = [{"problem": one.question, "answer": f"none of {number}"} for number, one in drawn]
+    (world / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result = evaluate(run, dataset="{type: file, path: q.jsonl, grader: exact}", n=2)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.startswith("q.jsonl: question=problem, answer=answer, grader=exact\n")
+    said = " ".join(result.stdout.split())
+    assert "2 questions of q.jsonl, 32 at a time." in said
+    right = rows_of("run", "large")[0]["answer"]
+    assert (
+        "warning: no arm has any question right. Question 0, large alone: expected 'none of 0', got" in said
+    )
+    assert f"answer '{right}' (question=problem, answer=answer, grader=exact)" in said
+
+    again = evaluate(run, dataset="{type: file, path: q.jsonl, grader: exact}", n=2)
+    assert "large: 2/2, nothing left to run" in again.stderr
+    (world / "q.jsonl").write_text("\n".join(map(json.dumps, reversed(rows))))
+    changed = evaluate(run, dataset="{type: file, path: q.jsonl, grader: exact}", n=2)
+    assert changed.exit_code == 2
+    assert "q.jsonl has changed" in changed.stderr

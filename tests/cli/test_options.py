@@ -1,7 +1,10 @@
 """Options of commands: one object for the command line and for Python."""
 
+from pathlib import Path
+
 import pytest
 import typer
+import yaml
 from typer.testing import CliRunner
 
 from trim_graph.cli.options import (
@@ -23,6 +26,7 @@ from trim_graph.errors import SettingsError
         (lambda: CollectOptions(dataset="d", out="o", n=0), "-n is 0: choose 1 or more"),
         (lambda: DoctorOptions(timeout=0.0), "--timeout is 0: choose a number of seconds above 0"),
         (lambda: SequenceOptions(out="o", prices=[0.1, 2.0]), "--lambda is 2.0: choose a cost"),
+        (lambda: EvalOptions(dataset="d", out="o", prices=3), "prices is 3: give a text as on the command"),
         (lambda: QueryRouterOptions(traces=[], out="o", share=[1.0]), "--share is 1.0: choose a share"),
     ],
 )
@@ -30,6 +34,17 @@ def test_python_callers_get_the_errors_of_the_command_line(make, message):
     with pytest.raises(SettingsError) as error:
         make()
     assert str(error.value).startswith(message)
+
+
+def test_python_callers_may_give_mappings_for_yaml_and_texts_for_paths():
+    given = EvalOptions(
+        dataset={"type": "file", "path": "q.jsonl"},
+        out="o",
+        sweep="threshold:0.5",
+        prices={"large": {"input": 1}},
+    )
+    assert (yaml.safe_load(given.dataset), given.out) == ({"type": "file", "path": "q.jsonl"}, Path("o"))
+    assert (given.sweep, yaml.safe_load(given.prices)) == (["threshold:0.5"], {"large": {"input": 1}})
 
 
 def test_a_command_gets_the_object_with_its_defaults():

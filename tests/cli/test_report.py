@@ -36,7 +36,7 @@ def test_a_report_of_what_eval_wrote(world, run):
             assert [trace["texts"][step["text"]] for step in whole["steps"]] == [
                 step["text"] for step in row["steps"]
             ]
-    assert {file.name for file in (world / "plots").glob("*.png")} >= {"accuracy.png", "calibration.png"}
+    assert {file.name for file in (world / "page-plots").glob("*.png")} >= {"accuracy.png", "calibration.png"}
 
 
 def test_bad_input(run, tmp_path):

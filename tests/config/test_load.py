@@ -176,7 +176,9 @@ def test_a_policy_that_needs_scores_needs_a_scorer(write):
     config = load_config(
         write("small: {type: example}\nlarge: {type: example}\npolicy: {type: threshold, t: 1}")
     )
-    with pytest.raises(SettingsError, match="scorer is None"):
+    with pytest.raises(
+        SettingsError, match="threshold needs scores, and the configuration names no scorer: add one"
+    ):
         build_graph(config, parts=scripted()._replace(scorer=None))
 
 

@@ -50,7 +50,7 @@ def test_warming_the_large_models_cache_makes_another_recording_only_where_it_is
     [
         ("no.json:0.1", "policy file .*no.json does not exist"),
         ("pomdp-1.json:0.1", "pomdp.* has none; learned policies have one"),
-        ("aggregate-0.02.json:1.1", "threshold: Input should be less than or equal to 1"),
+        ("aggregate-0.02.json:1.1", "threshold: is 1.1; it should be less than or equal to 1"),
         ("aggregate-0.02.json:x", "'x' is no number"),
         ("aggregate:0.1", "there is no family 'aggregate'.* or the file of a learned policy"),
     ],
@@ -80,9 +80,9 @@ def test_a_name_that_no_file_can_have_is_refused():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("threshold", 'policy "threshold": t: Field required'),
-        ("{type: threshold, t: 2}", r"t: Input should be less than or equal to 1"),
-        ("{type: stay_on_large, k: 1, policy: {type: threshold}}", r"policy\.threshold\.t: Field required"),
+        ("threshold", 'policy "threshold": t: this key is missing'),
+        ("{type: threshold, t: 2}", r"t: is 2; it should be less than or equal to 1"),
+        ("{type: stay_on_large, k: 1, policy: {type: threshold}}", r"policy\.t: this key is missing"),
     ],
 )
 def test_what_a_policy_lacks_is_named(given, message):

@@ -486,7 +486,7 @@ def test_any_policy_with_a_number_to_choose():
         ([], "--family is missing: the policy small_only has no number to choose"),
         (["thresh"], "--family thresh: choose threshold, random_rate, advantage, policy files"),
         (["{type: threshold, t: 0.5}"], r'put "\?" in place of the number'),
-        (['{type: threshold, x: "?"}'], "policy .*: Field required"),
+        (['{type: threshold, x: "?"}'], "policy .*: x: unknown key.*; t: this key is missing"),
         (["{type: "], "is not YAML"),
         (['{type: entropy_probe, limit: "?"}'], "entropy_probe.limit does not. Give policy files"),
         (["no.json"], "policy file .*no.json does not exist"),

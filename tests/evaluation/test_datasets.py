@@ -102,7 +102,7 @@ def test_keys_and_grader_can_be_named(tmp_path):
         (
             [{"problem": "p", "answer": "1"}, {"problem": "p"}],
             {},
-            "line 2: answer is None; expected an answer",
+            "line 2 has no field answer; it has problem",
         ),
         ([{"problem": "p", "answer": "x"}], {"grader": "numeric"}, "line 1: answer: .*'x' is no number"),
         (
@@ -136,6 +136,11 @@ def test_keys_and_grader_can_be_named(tmp_path):
             "line 1: answer is None; expected an answer, or grader: none",
         ),
         ([{"problem": "p", "answer": float("nan")}], {}, "line 1: answer is nan; expected an answer"),
+        (
+            [{"problem": "p", "solution": "The result is 48."}],
+            {},
+            "line 1: solution is .*, a sentence around a number",
+        ),
         ([{"problem": "p", "final_answer": []}], {}, r"line 1: final_answer is \[\]; expected an answer"),
         (
             [{"problem": "p", "final_answer": ["1", None]}],
@@ -197,10 +202,13 @@ def test_the_arithmetic_world():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("arithmetic:easy", "split: Input should be 'standard', 'hard' or 'words'"),
-        ({"type": "web"}, "does not match any of the expected tags"),
-        ({"type": "file", "path": "q.jsonl", "colour": "red"}, "colour: Extra inputs"),
-        ({"path": "q.jsonl"}, "Unable to extract tag"),
+        ("arithmetic:easy", "split: is 'easy'; it should be 'standard', 'hard' or 'words'"),
+        ({"type": "web"}, "unknown type 'web'. There are: arithmetic, file, hub"),
+        (
+            {"type": "file", "path": "q.jsonl", "colour": "red"},
+            "colour: unknown key. There are: type, path, question",
+        ),
+        ({"path": "q.jsonl"}, "expected a mapping with a type"),
     ],
 )
 def test_what_is_no_dataset(given, message):

@@ -108,7 +108,7 @@ def test_a_run_that_goes_on_and_one_that_has_ended_in_parquet(tmp_path):
     assert data["summary"] is None
     assert data["warnings"] == ["This evaluation has not ended: metrics are missing.", "No rows of random."]
     assert data["limit"] == 48  # what the large model alone uses
-    assert {file.name for file in (tmp_path / "plots").iterdir()} == {file.name for file in files[1:]}
+    assert {file.name for file in (tmp_path / "page-plots").iterdir()} == {file.name for file in files[1:]}
     ended = write_run(
         tmp_path / "ended", usual_rows(3), summary=a_summary(3, warnings=["few"]), parquet=True, budget=9
     )

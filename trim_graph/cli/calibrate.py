@@ -15,7 +15,14 @@ from trim_graph.config import Parts, TrimConfig, build_graph, for_measuring
 from trim_graph.config.load import check_place, write_config
 from trim_graph.config.quality import Measured, QualityPoint
 from trim_graph.errors import InputError, SettingsError, counted
-from trim_graph.evaluation.arms import ParameterSweep, PolicyList, identity_of, make_family, policy_config
+from trim_graph.evaluation.arms import (
+    ParameterSweep,
+    PolicyList,
+    arm_name,
+    identity_of,
+    make_family,
+    policy_config,
+)
 from trim_graph.evaluation.calibration import (
     CachedScorer,
     Calibrator,
@@ -26,19 +33,13 @@ from trim_graph.evaluation.calibration import (
     Target,
     forecast,
 )
-from trim_graph.evaluation.datasets import (
-    Dataset,
-    first_questions,
-    grader_of,
-    make_dataset,
-    read_through,
-)
+from trim_graph.evaluation.datasets import Dataset, first_questions, grader_of, read_through, title_of
 from trim_graph.evaluation.metrics import LEAST
 from trim_graph.evaluation.noninferiority import POWER, PairedOutcomes, least_questions
 from trim_graph.evaluation.records import Metric
 
-from .common import Progress, calls_scorer, chosen_config, load_parts, parsed_option
-from .eval import repeats_warning
+from .common import Progress, calls_scorer, chosen_config, load_parts
+from .eval import read_dataset, repeats_warning
 from .options import CalibrateOptions
 from .terminal import UNDECIDED, Interrupted, need
 
@@ -173,7 +174,7 @@ def _target(options: CalibrateOptions) -> Target | None:
     try:
         return Target(cast(Any, kind), value)
     except SettingsError as error:
-        raise SettingsError(f"--{kind.replace('_', '-')}: {error}") from error
+        raise SettingsError(f"--{kind.replace('_', '-')}{str(error).removeprefix(kind)}") from error
 
 
 def _tasks(options: CalibrateOptions, config: TrimConfig, target: Target | None) -> list[_Task]:
@@ -246,8 +247,7 @@ def _dataset(options: CalibrateOptions) -> Dataset:
                 "--dataset is missing: which questions are the models of --config to be tried on?"
             )
         given = "arithmetic:standard"
-    parsed = parsed_option("--dataset", given, "{type: file, path: questions.jsonl}")
-    return make_dataset(parsed, part="validation", seed=options.seed)
+    return read_dataset("--dataset", given, "validation", options.seed)
 
 
 def _rated(family: Family) -> bool:
@@ -309,7 +309,7 @@ class _Calibration:
 
     def _begin(self, policy: dict[str, Any], done: int) -> None:
         self._opened.close()
-        self.bar = self._opened.enter_context(Progress(json.dumps(policy), self.n, done=done))
+        self.bar = self._opened.enter_context(Progress(arm_name(policy), self.n, done=done))
 
     def _print_point(self, point: Point) -> None:
         self._opened.close()
@@ -380,12 +380,12 @@ def _show(answer: _Answer, dataset: Dataset) -> None:
     if task.name is not None:
         print(f"{task.name} ({task.target.kind} {task.target.value:g})")
     if policy is None or expected is None:
-        print(f"Undecided: {_undecided(answer)}")
+        print(f"Undecided: {_undecided(answer, dataset)}")
         return
     part = f", {dataset.part_name}" if dataset.part_name else ""
     print(f"policy: {json.dumps(policy)}")
     print(
-        f"To expect, measured on {counted(expected['n'], 'question')} of {dataset.name}{part} "
+        f"To expect, measured on {counted(expected['n'], 'question')} of {title_of(dataset)}{part} "
         "(95 % intervals):"
     )
     names = {
@@ -406,17 +406,17 @@ def _show(answer: _Answer, dataset: Dataset) -> None:
             f"  {'loss of accuracy':<24} {loss['value']:.4g} (at most {loss['bound']:.4g}; "
             f"{loss['lost']} lost, {loss['gained']} gained against the large model alone)"
         )
-    _show_miss(answer)
+    _show_miss(answer, dataset)
 
 
-def _show_miss(answer: _Answer) -> None:
+def _show_miss(answer: _Answer, dataset: Dataset) -> None:
     """Says where the target is missed, or what is not decided about a cheaper policy."""
     target, point, undecided = answer.task.target, answer.selection.point, answer.selection.undecided
     assert point is not None
     value = point.value(target) or 0.0
     if target.kind == "max_loss":
         if undecided is not None:
-            print(f"The next that would spend less {_differs(undecided)}. {_further(answer)}")
+            print(f"The next that would spend less {_differs(undecided)}. {_further(answer, dataset)}")
         return
     if target.kind in ("pgr", "save"):
         off = target.level - value if target.kind == "pgr" else value - target.level
@@ -427,7 +427,7 @@ def _show_miss(answer: _Answer) -> None:
         print(f"No policy of this family comes closer to the {wanted}.")
 
 
-def _undecided(answer: _Answer) -> str:
+def _undecided(answer: _Answer, dataset: Dataset) -> str:
     target, seen = answer.task.target, answer.selection.undecided
     if seen is None:
         return "no policy of this family saves any tokens of the large model."
@@ -435,13 +435,24 @@ def _undecided(answer: _Answer) -> str:
         return (
             "the large model is not shown to be better than the small one, which of "
             f"{counted(seen.n, 'question')} lost "
-            f"{seen.gained} and gained {seen.lost} against it. {_further(answer)}"
+            f"{seen.gained} and gained {seen.lost} against it. {_further(answer, dataset)}"
         )
     bound = seen.loss_bound(answer.selection.confidence)
     return (
-        f"a loss of at most {target.value:g} is not shown. The policy nearest to it {_differs(seen)}: its "
-        f"loss is at most {bound:.3g}, with 95 % confidence. {_further(answer)}"
+        f"a loss of at most {target.value:g} is not shown. The policy nearest to it{_named(answer)} "
+        f"{_differs(seen)}: its loss is at most {bound:.3g}, with 95 % confidence. "
+        f"{_further(answer, dataset)}"
     )
+
+
+def _named(answer: _Answer) -> str:
+    """Names the policy that a loss is not shown of, with its spend: at 100 % it is the large model itself."""
+    nearest = answer.selection.nearest
+    if nearest is None:
+        return ""
+    name = arm_name(answer.task.family.policy(nearest.setting))
+    share = "" if nearest.share is None else f" ({100 * nearest.share:.3g} % of the large model's own tokens)"
+    return f", {name}{share},"
 
 
 def _differs(seen: PairedOutcomes) -> str:
@@ -449,14 +460,16 @@ def _differs(seen: PairedOutcomes) -> str:
     return f"lost {seen.lost} of {of} and gained {seen.gained} against the large model alone"
 
 
-def _further(answer: _Answer) -> str:
+def _further(answer: _Answer, dataset: Dataset) -> str:
     further, seen = answer.selection.further, answer.selection.undecided
     assert seen is not None
     if further is None:
         return "At this rate more questions will not show it."
+    wanted, there = seen.n + further, dataset.count()
+    lacking = "" if there is None or there >= wanted else f"; {title_of(dataset)} has {there}"
     return (
-        f"Ask {counted(further, 'more question')} (-n {seen.n + further}): a decision then has a "
-        f"chance of {POWER:.0%}, "
+        f"Ask {counted(further, 'more question')} (-n {wanted}{lacking}): a decision then has a "
+        f"chance of {100 * POWER:g} %, "
         "if questions are lost and gained as here, half a question added to either count."
     )
 

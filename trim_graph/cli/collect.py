@@ -10,7 +10,6 @@ from typing import Any
 from trim_graph.config import TrimConfig, for_measuring
 from trim_graph.errors import SettingsError, TrimError, counted
 from trim_graph.evaluation.arms import identity_of
-from trim_graph.evaluation.datasets import Dataset, make_dataset
 from trim_graph.evaluation.experiment import WorkItems
 from trim_graph.evaluation.records import Record
 from trim_graph.evaluation.runner import MAX_CONSECUTIVE_FAILURES, Executor, Models, RunQuestions
@@ -18,7 +17,7 @@ from trim_graph.evaluation.traces import Source, parse_trace, read_traces, trace
 from trim_graph.storage.journal import Journal, settings_beside
 
 from .common import Progress, check_trace_file, chosen_config, load_parts, open_executor, parsed_option
-from .eval import count_questions
+from .eval import count_questions, read_dataset
 from .options import CollectOptions
 from .terminal import Interrupted, need
 
@@ -57,8 +56,7 @@ class _Collection:
             example = "{type: random_rate, rate: 0.3}"
             overrides["policy"] = parsed_option("--policy", request.policy, example)
         self.config: TrimConfig = chosen_config(request.config, overrides)
-        given = parsed_option("--dataset", request.dataset, "{type: file, path: questions.jsonl}")
-        dataset: Dataset = make_dataset(given, part="train", seed=request.seed)
+        dataset = read_dataset("--dataset", request.dataset, "train", request.seed)
         self.settings = {
             **identity_of(self.config),
             "dataset": dataset.identity(),

@@ -22,7 +22,7 @@ from trim_graph.config import Parts, TrimConfig, build_parts, example_config, lo
 from trim_graph.config.schema import models_of, scorer_parts
 from trim_graph.errors import InputError, SettingsError, TrimError, may_be_shown
 from trim_graph.evaluation.arms import Judge
-from trim_graph.evaluation.datasets import Dataset, first_questions
+from trim_graph.evaluation.datasets import Dataset, first_questions, title_of
 from trim_graph.evaluation.runner import Executor, LocalExecutor, Models
 
 from .terminal import guarded, need, unguarded, visible
@@ -101,7 +101,7 @@ def check_readable(config: TrimConfig, option: str, dataset: Dataset, n: int) ->
             readable(question.text, config)
         except InputError as error:
             name = question.id or str(number)
-            raise InputError(f"{option} {dataset.name}, question {name}: {error}") from error
+            raise InputError(f"{option} {title_of(dataset)}, question {name}: {error}") from error
 
 
 def load_parts(config: TrimConfig, *, rated: bool = False, large: bool = True, servers: bool = True) -> Parts:
@@ -350,6 +350,8 @@ class Progress:
     def line(self) -> str:
         """Says how far it is."""
         total = "" if self.total is None else f"/{self.total}"
+        if not self.now and self.done == self.total:
+            return f"{self.done}{total}, nothing left to run"
         return f"{self.done + self.now}{total}, {self.rate()}"
 
     def rate(self) -> str:

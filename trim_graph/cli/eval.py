@@ -38,8 +38,10 @@ from trim_graph.evaluation.datasets import (
     first_questions,
     grader_of,
     make_dataset,
+    mapping_of,
     read_through,
     shared_questions,
+    title_of,
 )
 from trim_graph.evaluation.experiment import ExperimentRunner, RunConfig, known_arms
 from trim_graph.evaluation.forecast import (
@@ -50,9 +52,17 @@ from trim_graph.evaluation.forecast import (
     estimate_spend,
     lengths_of,
 )
-from trim_graph.evaluation.records import SUMMARY, RunSummary, write_json, write_rows
+from trim_graph.evaluation.records import (
+    SUMMARY,
+    RunSummary,
+    read_rows_of,
+    read_settings,
+    write_json,
+    write_rows,
+)
 from trim_graph.evaluation.runner import Executor, Models
 from trim_graph.evaluation.verdicts import CostModel, summarise_run
+from trim_graph.storage.journal import moved
 
 from .common import (
     Progress,
@@ -169,6 +179,9 @@ class Evaluation:
         if request.out.exists() or not request.estimate:
             # Refuses a folder that was begun otherwise.
             known_arms(request.out, self.run_config.settings, regrade=request.regrade)
+            known = read_settings(request.out)
+            for one in moved(known["settings"], self.run_config.settings) if known else ():
+                print(f"{request.out} is resumed: {one}", file=sys.stderr, flush=True)
         self._bar: Progress | None = None
         self._opened = ExitStack()
 
@@ -223,9 +236,9 @@ class Evaluation:
         )
 
     def _arms(self) -> list[Arm]:
-        given = self.request.policies
-        own = [] if self.request.sweeps and not given else policy_arms(given, self.config.policy.model_dump())
-        arms = own + sweep_arms(self.request.sweeps) + random_arms(chosen_rates(self.request.random_rates))
+        given = self.request.policy
+        own = [] if self.request.sweep and not given else policy_arms(given, self.config.policy.model_dump())
+        arms = own + sweep_arms(self.request.sweep) + random_arms(chosen_rates(self.request.random_rates))
         check_names(arms)
         if self.config.scorer is None:
             for arm in arms:
@@ -321,6 +334,7 @@ class Evaluation:
             f"the arm {arm} is left out: questions are lacking, or not graded, or all failed"
             for arm in runner.take_older()
         ]
+        self.warnings += self._pair_of_none_right(runner)
         write_rows(request.out, list(runner.arms))
         cost_model = CostModel(self.config.prices.given, request.cost_per_second, request.max_loss)
         summary = summarise_run(
@@ -328,6 +342,23 @@ class Evaluation:
         )
         write_json(request.out / SUMMARY, summary)
         return summary
+
+    def _pair_of_none_right(self, runner: ExperimentRunner) -> list[str]:
+        """Returns a warning with an expected answer and one given, where no arm has any right."""
+        if any(arm.plain["correct"] for arm in runner.done.values()):
+            return []
+        for row in read_rows_of(self.request.out, "large"):
+            if row["correct"] is not None and row["error"] is None:
+                got = (
+                    f"answer {row['answer']!r}"
+                    if row["answer"]
+                    else f"no answer in {row['solution'][-80:]!r}"
+                )
+                return [
+                    f"no arm has any question right. Question {row['id']}, large alone: expected "
+                    f"{row['expected']!r}, got {got} ({mapping_of(self.dataset) or 'exact answers'})"
+                ]
+        return []
 
     async def _run_baselines(self, runner: ExperimentRunner) -> None:
         pattern = self.request.pattern
@@ -391,9 +422,12 @@ VALIDATION_N = 300
 
 
 def read_dataset(option: str, given: str, part: Any, seed: int) -> Dataset:
-    """Reads an option that names a dataset."""
+    """Reads an option that names a dataset, and says which fields are read and who grades."""
     parsed = parsed_option(option, given, "{type: file, path: questions.jsonl}")
-    return make_dataset(parsed, part=part, seed=seed)
+    dataset = make_dataset(parsed, part=part, seed=seed)
+    if (mapping := mapping_of(dataset)) is not None:
+        print(f"{title_of(dataset)}: {mapping}", file=sys.stderr, flush=True)
+    return dataset
 
 
 def count_questions(

@@ -25,7 +25,9 @@ LEGEND = (
     ("share", "large tokens in percent of those that the large model alone writes"),
     ("PGR", "performance gap recovered: 0 is the small model alone, 1 the large one"),
     ("IBC", "incremental benefit per cost: PGR / share; 1 is drawing a model by lot"),
+    ("seconds", "of this run: intervals leave out machine load and runs at another time"),
     ("dIBC", "mean of IBC - 1 along the curve, up to CPT(95)"),
+    ("vs query", "dIBC as a multiple of the best query-level baseline's, or minus it"),
     ("CPT", "cost-performance threshold: the least share for a PGR of 50, 80, 95 %"),
     ("score < t", "the large model rewrites steps that score below t (arm threshold-t)"),
     ("of steps", "that share of the steps is the large model's"),
@@ -96,7 +98,10 @@ def print_summary(summary: RunSummary, folder: Path, *, as_json: bool) -> None:
     console.print(summary["headline"]["text"])
     samples = f", {summary['samples']} samples of each" if summary["samples"] > 1 else ""
     count = counted(summary["n"], "question")
-    console.print(f"\n{count} of {summary['dataset']['name']}{samples}, {summary['concurrency']} at a time.")
+    dataset = summary["dataset"]
+    console.print(
+        f"\n{count} of {dataset.get('file', dataset['name'])}{samples}, {summary['concurrency']} at a time."
+    )
     tables = [_accuracy_table(summary), _spend_table(summary), _savings_table(summary)]
     if any(arm["matched_budget"] for arm in summary["arms"]):
         tables.insert(1, _matched_table(summary))
@@ -214,7 +219,7 @@ def _savings_table(summary: RunSummary) -> Table:
 
 def _curve_tables(summary: RunSummary) -> list[Table]:
     budgets = list(summary["budgets"])
-    curves = _table("Curves", "family", "points", "dIBC", "to query-level", "CPT 50", "CPT 80", "CPT 95")
+    curves = _table("Curves", "family", "points", "dIBC", "vs query", "CPT 50", "CPT 80", "CPT 95")
     within = _table(
         "Percent right within a share of the large tokens",
         "family", *(f"{100 * float(budget):g} %" for budget in budgets),

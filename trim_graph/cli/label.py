@@ -14,7 +14,7 @@ from trim_graph.config import TrimConfig, for_measuring
 from trim_graph.errors import SettingsError, counted
 from trim_graph.evaluation import Question
 from trim_graph.evaluation.arms import Judge, identity_of, judge_of
-from trim_graph.evaluation.datasets import Dataset, first_questions, make_dataset
+from trim_graph.evaluation.datasets import first_questions
 from trim_graph.evaluation.runner import Executor, Models
 from trim_graph.evaluation.traces import write_traces
 from trim_graph.training.continuations import Continuations
@@ -27,8 +27,8 @@ from trim_graph.training.step_labels import (
     read_labels,
 )
 
-from .common import Progress, check_trace_file, chosen_config, load_parts, open_executor, parsed_option
-from .eval import count_questions
+from .common import Progress, check_trace_file, chosen_config, load_parts, open_executor
+from .eval import count_questions, read_dataset
 from .options import LabelOptions
 from .terminal import Interrupted, need
 
@@ -72,8 +72,7 @@ class _Labelling:
         if self.settings.judged:
             self.judge = judge_of(options.judge, self.config) or judge_of("large", self.config)
         self.config = self.config.model_copy(update={"scorer": None})
-        given = parsed_option("--dataset", options.dataset, "{type: file, path: questions.jsonl}")
-        self.dataset: Dataset = make_dataset(given, part="train", seed=options.seed)
+        self.dataset = read_dataset("--dataset", options.dataset, "train", options.seed)
         n, _ = count_questions("--dataset", options.dataset, self.dataset, options.n, DEFAULT_N)
         self.questions: Sequence[Question] = list(first_questions(self.dataset, n, default=n))
         self.folder = options.runs or options.out.with_name(f"{options.out.stem}.runs")

@@ -6,8 +6,9 @@ Nothing heavy is imported here, for ``--help``. What a command does is in the mo
 from __future__ import annotations
 
 import inspect
+import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -53,11 +54,17 @@ class Options:
     are for callers in Python only.
 
     Raises:
-        SettingsError: A number is out of its bound.
+        SettingsError: A number is out of its bound, or a text is expected and something else given.
     """
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self), include_extras=True).items():
+            kinds = _kinds(hint)
+            given = getattr(self, name)
+            if kinds & {str, Path} and given is not None:
+                several = given if isinstance(given, list) else [given]
+                taken = [_taken(name, one, kinds) for one in several]
+                object.__setattr__(self, name, taken if list in kinds else taken[0])
             for bound in _metadata(hint):
                 if isinstance(bound, Bound):
                     bound.check(_flag(name, hint), getattr(self, name))
@@ -112,6 +119,26 @@ def _parameters(kind: type[Options]) -> list[inspect.Parameter]:
             inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
         )
     return found
+
+
+def _kinds(hint: Any) -> set[Any]:
+    """Returns the types in an annotation, at any depth."""
+    inner = get_args(hint)[:1] if get_origin(hint) is Annotated else get_args(hint)
+    own = {get_origin(hint), hint} & {list, str, Path, Literal}
+    return own.union(*map(_kinds, inner)) if own != {Literal} else own
+
+
+def _taken(name: str, given: Any, kinds: set[Any]) -> Any:
+    """Returns a value from Python as the command line has it: a mapping as YAML, a path as a `Path`."""
+    if Path in kinds and isinstance(given, str | Path):
+        return Path(given)
+    if str in kinds and isinstance(given, Mapping):
+        return json.dumps(given, default=str)  # JSON is YAML
+    if str in kinds and not isinstance(given, str):
+        from trim_graph.errors import SettingsError
+
+        raise SettingsError(f"{name} is {given!r}: give a text as on the command line, or a mapping")
+    return given
 
 
 def _metadata(hint: Any) -> tuple[Any, ...]:
@@ -351,13 +378,13 @@ class EvalOptions(Options):
     dataset: Annotated[str, typer.Option(help="Questions with right answers; see below.")]
     out: Annotated[Path, typer.Option(help="Folder for rows and summary; the same command resumes it.")]
     config: Config = None
-    policies: Annotated[
+    policy: Annotated[
         list[str],
         typer.Option(
             "--policy", help="A policy; may be repeated. Without it and --sweep: the configuration's."
         ),
     ] = field(default_factory=list)
-    sweeps: Annotated[
+    sweep: Annotated[
         list[str], typer.Option("--sweep", help="Several operating points; may be repeated. See below.")
     ] = field(default_factory=list)
     random_rates: Annotated[

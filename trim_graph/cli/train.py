@@ -16,12 +16,13 @@ from trim_graph.config import TrimConfig
 from trim_graph.errors import SettingsError, counted
 from trim_graph.evaluation import Question
 from trim_graph.evaluation.arms import identity_of
-from trim_graph.evaluation.datasets import Dataset, make_dataset
+from trim_graph.evaluation.datasets import Dataset
 from trim_graph.evaluation.runner import Executor, Models
 from trim_graph.policies import save_policy
 from trim_graph.storage.journal import Journal
 
-from .common import chosen_config, load_parts, open_executor, parsed_option
+from .common import chosen_config, load_parts, open_executor
+from .eval import read_dataset
 from .options import QueryRouterOptions, TrainOptions
 from .terminal import need
 
@@ -278,9 +279,8 @@ def read_questions(options: TrainOptions) -> tuple[list[Question], list[Question
 
 def named_dataset(option: str, named: str) -> Dataset:
     """Reads an option that names a dataset."""
-    given = parsed_option(option, named, "{type: file, path: questions.jsonl}")
     # Another seed than that of calibrate: what is trained here may be calibrated there.
-    return make_dataset(given, part="validation", seed=1)
+    return read_dataset(option, named, "validation", 1)
 
 
 def _first(wanted: int, option: str, named: str) -> list[Question]:

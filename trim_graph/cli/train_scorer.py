@@ -103,7 +103,10 @@ def _print(trained: TrainedScorer, options: ScorerOptions) -> None:
         print(f"  {name}: {text}")
     if trained.skipped:
         print(f"  left out as too long: {counted(trained.skipped, 'solution')}")
-    print(f"{trained.folder}: scorer: {{type: transformers_prm, model: {_shown(trained.folder)}}}")
+    shown = _shown(trained.folder)
+    print(
+        f"written to {trained.folder}; in a configuration: scorer: {{type: transformers_prm, model: {shown}}}"
+    )
 
 
 def _shown(folder: Path) -> str:

@@ -153,6 +153,18 @@ def explain(
     return "\n".join(messages)
 
 
+def explain_value(error: ValidationError, value: Any, schema: dict[str, Any], name: str) -> str:
+    """Says in one line what pydantic found wrong in a value that came from no file.
+
+    Args:
+        error: Of validating ``value``.
+        value: What was validated.
+        schema: JSON schema of the value.
+        name: What the line begins with.
+    """
+    return explain(error, value, schema, name, None, {}).replace(f"\n{name}: ", "; ")
+
+
 def _is_override(place: Place, overrides: dict[str, Any]) -> bool:
     if not place or place[0] not in overrides:
         return False

@@ -283,12 +283,18 @@ def build_graph(
     from trim_graph.graph import create_trim_graph
 
     alone = policy_beside(config.shadow, shadow)
+    policy = alone or config.policy.build()
     small, large, scorer = parts or build_parts(config)
+    if policy.needs_score and scorer is None:
+        raise SettingsError(
+            f"the policy {config.policy.type} needs scores, and the configuration names no scorer: add one, "
+            "such as scorer: {type: token_probability}, or choose a policy without scores"
+        )
     return create_trim_graph(
         small,
         large,
         scorer,
-        policy=alone or config.policy.build(),
+        policy=policy,
         budget=config.budget,
         prices=config.prices,
         large_alone=config.large_alone,

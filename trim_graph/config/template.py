@@ -129,7 +129,10 @@ _ABOUT: dict[ModelKind, str] = {
     "local": """\
 # Models in this process, with transformers: simple, and slower than vLLM. device: auto takes a GPU where
 # there is one. Weights come from a folder or, at the first run, from the Hugging Face hub.""",
-    "example": "# The arithmetic models that come with trim-graph, which read chains of calculations only.",
+    "example": """\
+# The arithmetic models that come with trim-graph. They solve problems as their generator draws them: chains
+# of 4 to 12 steps that start at 11 to 99 and only add (2 to 69) to a value below 13. They fail at many
+# others; ranges of all operations: trim_graph/examples/arithmetic/weights/README.md.""",
 }
 
 
@@ -152,7 +155,8 @@ def _in_braces(models: ModelKind, name: str, more: str = "") -> str:
 
 
 def _first_rates_tokens(choices: Choices) -> bool:
-    return choices.scorer in ("token_probability", "cascade")
+    # The example models report probabilities at no cost, and eval's cascade needs them.
+    return choices.models == "example" or choices.scorer in ("token_probability", "cascade")
 
 
 def _scorer(choices: Choices) -> str:

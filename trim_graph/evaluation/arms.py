@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from trim_graph.budget import Prices
 from trim_graph.config import Parts, TrimConfig
+from trim_graph.config.errors import explain_value
 from trim_graph.config.schema import LLMJudgeScorer
 from trim_graph.errors import SettingsError
 from trim_graph.policies.files import is_policy_file
@@ -179,12 +180,8 @@ def policy_config(policy: PolicyMapping) -> Any:
     try:
         return _POLICY.validate_python(policy, context={"base": Path.cwd()})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        # The first of the places is the type, which the policy says itself.
-        key = ".".join(str(place) for place in first["loc"][1:])
-        raise SettingsError(
-            f"policy {json.dumps(policy)}: {f'{key}: ' if key else ''}{first['msg']}"
-        ) from error
+        wrong = explain_value(error, policy, _POLICY.json_schema(), f"policy {json.dumps(policy)}")
+        raise SettingsError(wrong) from error
 
 
 def _template(text: str) -> ParameterSweep:
@@ -324,6 +321,12 @@ def policy_arms(given: Sequence[str], own: PolicyMapping) -> list[Arm]:
     for text in given:
         named = _NAMED.fullmatch(text)
         name, policy = (named[1], named[2]) if named else (None, text)
+        family, colon, numbers = policy.partition(":")
+        if colon and family in SWEPT:
+            raise SettingsError(
+                f"--policy {policy} has the form of --sweep: give --sweep {policy}, or --policy "
+                f"'{_flow(SWEPT[family].policy(numbers.partition(',')[0]))}'"
+            )
         mapping = _parsed(policy)
         arm = name or arm_name(mapping)
         arms.append(Arm(arm, "policy", arm, mapping))
@@ -425,6 +428,10 @@ def _words(value: Any) -> Iterator[str]:
 
 def _parsed(text: str) -> PolicyMapping:
     return _checked(_yaml(text))
+
+
+def _flow(policy: PolicyMapping) -> str:
+    return f"{{{', '.join(f'{key}: {value}' for key, value in policy.items())}}}"
 
 
 def _yaml(text: str) -> Any:

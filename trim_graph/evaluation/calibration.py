@@ -24,7 +24,7 @@ from trim_graph.adapters import ScorableStep, ScorerReply
 from trim_graph.adapters.base import as_scorer, read_scores, reads_reports, step_facts, step_texts
 from trim_graph.errors import InputError, SettingsError, TrimError, counted
 from trim_graph.savings import LargeAlone
-from trim_graph.storage.journal import Journal
+from trim_graph.storage.journal import Journal, without_addresses
 from trim_graph.storage.rows import read_rows
 
 from .arms import ParameterSweep, PolicyList, PolicyMapping
@@ -126,12 +126,14 @@ class Selection:
             loss is not shown to be allowed, or the large model against the small one for a PGR.
         further: How many more questions are likely to decide that; None where nothing failed, or none would.
         confidence: Of the bound of each point's loss.
+        nearest: The point that ``undecided`` is of; None where that is no point.
     """
 
     point: Point | None
     undecided: PairedOutcomes | None = None
     further: int | None = None
     confidence: float = CONFIDENCE
+    nearest: Point | None = None
 
 
 class Store(Protocol):
@@ -316,13 +318,15 @@ class Calibrator:
         # All that are shown are so together: which of them is chosen needs no further correction.
         shown = [point for point in points if _bound(point, confidence) <= target.value]
         saving = [point for point in shown if (point.share or 0.0) < 1]
-        failed = [point.paired for point in points if point.paired is not None and point not in shown]
-        undecided = min(failed, key=lambda paired: paired.loss, default=None)
+        failed = [point for point in points if point.paired is not None and point not in shown]
+        nearest = min(failed, key=lambda point: point.value(target) or 0.0, default=None)
+        undecided = None if nearest is None else nearest.paired
         return Selection(
             point=min(saving, key=lambda point: point.share or 0.0, default=None),
             undecided=undecided,
             further=None if undecided is None else further_questions(undecided, target.value, confidence),
             confidence=confidence,
+            nearest=nearest,
         )
 
     async def _descend(self, family: ParameterSweep, max_loss: float) -> list[Point]:
@@ -657,7 +661,11 @@ class RecordFile:
         self.folder, self.settings, self.scorer = folder, settings, scorer
         # Files that hold less, of an earlier release, have other names.
         kept = {**settings, "measured": _MEASURED}
-        name = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+        names = [
+            hashlib.sha256(json.dumps(one, sort_keys=True).encode()).hexdigest()[:16]
+            for one in (without_addresses(kept), kept)  # in names of earlier releases addresses counted
+        ]
+        name = next((name for name in names if (folder / f"{name}.jsonl").exists()), names[0])
         self.path = folder / f"{name}.jsonl"
         self._drafts, self._added = folder / f"{name}.scores.json", False
 

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from trim_graph.config.errors import explain_value
 from trim_graph.conversation import extract_answer
 from trim_graph.errors import InputError, SettingsError, may_be_shown
 from trim_graph.examples.arithmetic import Part, Split, is_right, label_steps, stream_problems
@@ -33,6 +34,8 @@ ANSWER_KEYS = ("final_answer", "answer", "expected", "target", "solution")
 ID_KEYS = ("id", "unique_id", "question_id")
 _GSM8K = re.compile(r"####[ \t]*(\S[^\n]*)")
 """The answer in a solution of GSM8K."""
+_SENTENCE = re.compile(r"\s*[A-Za-z]{2,}\s+[A-Za-z]{2,}\s[^\\$^_={}]*\d[^\\$^_={}]*\.\s*")
+"""Two words or more before a number and a full stop behind it, without LaTeX."""
 _OLYMPIAD = "final_answer"
 
 
@@ -57,8 +60,10 @@ class KeyMapping(ConfigSection):
 class Shape:
     """Keys of question, answer and id in the rows of one dataset, and its grader."""
 
-    def __init__(self, question: str, answer: str | None, id: str | None, grader: str | None) -> None:
-        self.keys, self.name = (question, answer, id), grader
+    def __init__(
+        self, question: str, answer: str | None, id: str | None, grader: str | None, *, guessed: bool = False
+    ) -> None:
+        self.keys, self.guessed, self.grader_name = (question, answer, id), guessed, grader
         self.grader: Grader | None = find_grader(grader) if grader else None
 
     @classmethod
@@ -91,7 +96,12 @@ class Shape:
         name = given.grader or _usual_grader(answer or "", values)
         if answer is None and ":" not in name:
             raise InputError(f"{row.place}: the grader {name} needs answers: which key holds them?")
-        return cls(question, answer, id, name)
+        return cls(question, answer, id, name, guessed=given.grader is None)
+
+    def __str__(self) -> str:
+        """Keys and grader in words: ``question=problem, answer=solution, grader=math``."""
+        question, answer, _ = self.keys
+        return f"question={question}, answer={answer or 'none'}, grader={self.grader_name or 'none'}"
 
     def question(self, row: Row, number: int) -> Question:
         """Reads one row.
@@ -100,7 +110,7 @@ class Shape:
             InputError: It has no question, or no answer that the grader can work with.
         """
         question, answer, id = self.keys
-        text = row.values.get(question)
+        text = _field(row, question)
         if not isinstance(text, str) or not text.strip():
             raise InputError(f"{row.place}: {question} is {text!r}; expected the text of a question")
         name = str(row.values.get(id, number)) if id else str(number)
@@ -108,17 +118,36 @@ class Shape:
             return Question(text, id=name)
         if answer == _OLYMPIAD:
             text = "\n\n".join(filter(None, (row.values.get("context"), text)))
-        expected = expected_answer(row.values.get(answer)) if answer else None
+        expected = expected_answer(_field(row, answer)) if answer else None
         if answer and not expected:
             raise InputError(
                 f"{row.place}: {answer} is {row.values.get(answer)!r}; expected an answer, or grader: none "
                 "for the dataset"
             )
+        if self.guessed and self.grader_name == "math" and expected and _SENTENCE.match(expected):
+            raise InputError(
+                f"{row.place}: {answer} is {expected!r}, a sentence around a number, which the grader math "
+                "would compare as text: name the key that holds the answer alone (answer: KEY), or a grader "
+                "(grader: module:function; math to take it all the same)"
+            )
         try:
             grade = self.grader(expected or "", row.values)
         except ValueError as error:
             raise InputError(f"{row.place}: {answer}: {error}") from error
-        return Question(text, grade, expected, id=name, grader=self.name)
+        return Question(text, grade, expected, id=name, grader=self.grader_name)
+
+
+def _field(row: Row, key: str) -> Any:
+    """Returns a field of a row.
+
+    Raises:
+        InputError: The row has no such field.
+    """
+    if key not in row.values:
+        raise InputError(
+            f"{row.place} has no field {key}; it has {', '.join(map(str, row.values)) or 'none'}"
+        )
+    return row.values[key]
 
 
 def expected_answer(value: Any) -> str | None:
@@ -250,7 +279,11 @@ class FileDataset(KeyMapping):
                 work with; the message names file and line.
             SettingsError: There is no such grader.
         """
-        return _questions(self, read_rows(self.path))
+        return _questions(self, self.rows())
+
+    def rows(self) -> Iterator[Row]:
+        """Reads the rows as they are."""
+        return read_rows(self.path)
 
 
 class HubDataset(KeyMapping):
@@ -293,7 +326,11 @@ class HubDataset(KeyMapping):
 
     def questions(self) -> Iterator[Question]:
         """Reads one after the other; raises as `FileDataset.questions`."""
-        return _questions(self, read_hub(*self._place))
+        return _questions(self, self.rows())
+
+    def rows(self) -> Iterator[Row]:
+        """Reads the rows as they are."""
+        return read_hub(*self._place)
 
 
 def _questions(given: KeyMapping, rows: Iterable[Row]) -> Iterator[Question]:
@@ -342,14 +379,30 @@ def make_dataset(given: str | Mapping[str, Any], *, part: Part = "test", seed: i
     try:
         return _DATASET.validate_python(values)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(step) for step in first["loc"] if step not in ("arithmetic", "file", "hub"))
         shown = f" {json.dumps(dict(given))}" if may_be_shown(given) else ""
+        wrong = explain_value(error, values, _DATASET.json_schema(), f"dataset{shown}")
         raise SettingsError(
-            f"dataset{shown}: {key + ': ' if key else ''}{first['msg']}; expected "
-            "arithmetic:SPLIT[:PART], a file, OWNER/NAME:SPLIT on the hub, or {type: file, path: ..., "
-            "question: KEY, answer: KEY}"
+            f"{wrong}; expected arithmetic:SPLIT[:PART], a file, OWNER/NAME:SPLIT on the hub, or "
+            "{type: file, path: ..., question: KEY, answer: KEY}"
         ) from error
+
+
+def title_of(dataset: Dataset) -> str:
+    """Returns what a reader calls a dataset: a file by its whole name."""
+    return Path(dataset.path).name if dataset.type == "file" else dataset.name
+
+
+def mapping_of(dataset: Dataset) -> str | None:
+    """Says which fields are read and who grades: ``question=problem, answer=solution, grader=math``.
+
+    None of the arithmetic world, and of a dataset without rows.
+
+    Raises:
+        InputError: The first row cannot be read, or has no question.
+        SettingsError: There is no such grader.
+    """
+    first = None if dataset.type == "arithmetic" else next(dataset.rows(), None)
+    return None if first is None or dataset.type == "arithmetic" else str(Shape.of(dataset, first))
 
 
 def _is_file(path: Path) -> bool:

@@ -189,6 +189,12 @@ def further_questions(
     return high - seen.n
 
 
+def rounded_up(number: int) -> int:
+    """Returns a planned number of questions, rounded up to two digits: one lost question more changes it."""
+    unit: int = 10 ** max(0, len(str(number)) - 2)
+    return -(-number // unit) * unit
+
+
 def _power(n: int, lose: float, gain: float, max_loss: float, confidence: float) -> float:
     """Returns the probability that n questions show a loss below ``max_loss``."""
     import numpy as np

@@ -15,7 +15,14 @@ from trim_graph.errors import counted
 from .comparison import ADDED, LARGE, SMALL, UNKNOWN, Comparison
 from .experiment import ExperimentRunner
 from .metrics import LEAST
-from .noninferiority import CONFIDENCE, MAX_LOSS, further_questions
+from .noninferiority import (
+    CONFIDENCE,
+    MAX_LOSS,
+    MOST_QUESTIONS,
+    PairedOutcomes,
+    further_questions,
+    rounded_up,
+)
 from .records import BUDGETS, SUMMARY_VERSION, Headline, Metric, RunSummary, Verdict, arm_label
 
 Use = Literal["yes", "no", "undecided"]
@@ -198,10 +205,21 @@ def _loss(comparison: Comparison, name: str, cost_model: CostModel) -> tuple[flo
         f"{100 * bound:.1f} points ({100 * CONFIDENCE:g} % confidence)."
     )
     if comparison.settings[name]["kind"] != "baseline":
-        more = further_questions(seen, allowed)
-        needed = "No number of questions is" if more is None else f"About {more} more questions are"
-        text += f" {needed} likely to show it."
+        text += f" {_needed(seen, allowed)}"
     return bound, [("undecided", text)]
+
+
+def _needed(seen: PairedOutcomes, allowed: float) -> str:
+    """Says how many more questions are likely to show that a loss is within the margin."""
+    more = further_questions(seen, allowed)
+    if more is not None:
+        return (
+            f"About {rounded_up(more)} more questions are likely to show it, if questions are lost and "
+            "gained as here, half a question added to either count."
+        )
+    if seen.loss < allowed:
+        return f"If questions are lost and gained as here, that takes more than {MOST_QUESTIONS} questions."
+    return f"Here it lost {100 * seen.loss:.1f} points: more questions show it only if that was chance."
 
 
 def _decide(
@@ -318,7 +336,7 @@ def _cost_sentence(verdict: Verdict, comparison: Comparison, cost_model: CostMod
         )
         if saved > 0:
             ratio = (extra + arm["scorer_tokens"] + written) / saved
-            text += f" That pays where a large token costs more than {ratio:.3g} of these."
+            text += f" That pays where a large token costs more than {ratio:.3g} small or scorer tokens."
         return text
     added, net = verdict["added"]["value"] or 0.0, verdict["net"]["value"] or 0.0
     return (

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 SCRIPTS = ("data.js", "text.js", "summary.js", "trace.js", "questions.js")
 PLOTS = "plots"
-"""Folder of the plots, beside the page."""
+"""Folder of the plots of ``report.html``, beside it."""
 
 
 def write_report(folder: str | Path, out: str | Path | None = None) -> list[Path]:
@@ -59,7 +59,8 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> list[Path
 
     Args:
         folder: Of the run, as ``trim-graph eval --out`` wrote it; it may still be running.
-        out: The page; default: ``report.html`` in the folder. Plots go into ``plots`` beside it.
+        out: The page; default: ``report.html`` in the folder. Plots go into ``plots`` beside
+            that page, those of another ``NAME.html`` into ``NAME-plots``.
 
     Returns:
         What was written, the page first.
@@ -88,7 +89,7 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> list[Path
             beside.unlink(missing_ok=True)
     written = [page]
     if plots:
-        place = page.with_name(PLOTS)
+        place = page.with_name(PLOTS if page.stem == "report" else f"{page.stem}-{PLOTS}")
         place.mkdir(exist_ok=True)
         written += [file for plot in plots for file in plot.save(place)]
     return written
@@ -420,7 +421,7 @@ def plots_of(
             "Calibration of the scorer: of the steps that scored so much, the share that was right."
             if kind == "steps"
             else "Calibration of the scorer: of the solutions whose least score was so much, the share that "
-            "was right. Nobody says of the single steps whether they are."
+            "was right. The single steps have no labels."
         )
         yield Plot("calibration", caption, lambda dark: draw_reliability(shown, dark=dark))
     known = {name: found for name, found in gathered.places.items() if found.solutions}

@@ -18,7 +18,7 @@ const MEANINGS = {
   "IBC": "Incremental benefit per cost, PGR divided by share; 1 is drawing one of the two models for each question",
   "Cost": "By the price table, all models, mean of a question",
   "Cost in tokens": "Tokens that all models read and write, prompts, discarded drafts and the scorer included; there is no price table",
-  "Median seconds": "Wall clock of a question, other questions under way",
+  "Median seconds": "Wall clock of a question, other questions under way; intervals leave out machine load and runs at another time",
   "Accuracy minus large": "Paired by question, with its 95 % score interval, against the large model alone",
   "Over random": "Accuracy minus that of random routing with as many large tokens",
   "Failed": "Runs that failed: they count as wrong",

@@ -9,12 +9,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from trim_graph.errors import InputError, SettingsError
+from trim_graph.errors import InputError, SettingsError, shown_url
 
 from .rows import read_rows
 
 VERSION = 1
 _SHOWN = 80
+ADDRESS = "base_url"
+"""Setting of a model that says where it is served, not what it answers: another one is no difference."""
 
 
 class Finished:
@@ -213,7 +215,7 @@ def to_line(record: Any) -> bytes:
 
 
 def differences(known: Any, given: Any, place: str = "") -> list[str]:
-    """Returns the differences of two settings as texts, one per key.
+    """Returns the differences of two settings as texts, one per key; addresses of servers are none.
 
     Args:
         known: The recorded settings.
@@ -221,12 +223,51 @@ def differences(known: Any, given: Any, place: str = "") -> list[str]:
         place: Path of the keys so far.
     """
     if isinstance(known, dict) and isinstance(given, dict) and known.get("type") == given.get("type"):
+        if (
+            known != given
+            and (file := known.get("file"))
+            and known | {"sha256": given.get("sha256")} == given
+        ):
+            return [f"{file} has changed"]
         return [
             difference
-            for key in sorted(known.keys() | given.keys())
+            for key in sorted((known.keys() | given.keys()) - {ADDRESS})
             for difference in differences(known.get(key), given.get(key), f"{place}.{key}" if place else key)
         ]
-    return [] if known == given else [f"{place} was {_short(known)}, is {_short(given)}"]
+    if without_addresses(known) == without_addresses(given):
+        return []
+    return [f"{place} was {_short(known)}, is {_short(given)}"]
+
+
+def moved(known: Any, given: Any, place: str = "") -> list[str]:
+    """Returns the servers that are at another address than recorded, as texts.
+
+    Args:
+        known: The recorded settings.
+        given: The new settings.
+        place: Path of the keys so far.
+    """
+    if isinstance(known, list) and isinstance(given, list):
+        known, given = dict(enumerate(known)), dict(enumerate(given))
+    if not (isinstance(known, dict) and isinstance(given, dict)):
+        return []
+    found = [
+        one for key in given for one in moved(known.get(key), given[key], f"{place}.{key}" if place else key)
+    ]
+    before, now = known.get(ADDRESS), given.get(ADDRESS)
+    if before != now:
+        was, at = (f" {shown}" if (shown := shown_url(str(url))) else "" for url in (before, now))
+        found.append(f"{place} is at another address{at}, and was at{was or ' one not shown'}")
+    return found
+
+
+def without_addresses(settings: Any) -> Any:
+    """Returns settings without the addresses of servers, at any depth."""
+    if isinstance(settings, list):
+        return [without_addresses(one) for one in settings]
+    if not isinstance(settings, dict):
+        return settings
+    return {key: without_addresses(value) for key, value in settings.items() if key != ADDRESS}
 
 
 def _short(value: Any) -> str:

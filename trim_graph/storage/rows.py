@@ -65,7 +65,7 @@ def _lines(file: Path, torn: bool) -> Iterator[Row]:
                 if not whole and torn:
                     return
                 hint = "" if whole else "; it has no end, as an interrupted writer leaves it"
-                raise InputError(f"{place}: not JSON: {_short(error)}{hint}") from error
+                raise InputError(f"{place}: not JSON: {_short_of_line(error)}{hint}") from error
             yield Row(place, _mapping(values, place))
 
 
@@ -115,6 +115,13 @@ def _mapping(values: Any, place: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{place}: holds a JSON {type(values).__name__}; expected an object")
     return values
+
+
+def _short_of_line(error: Exception) -> str:
+    """Returns what is wrong in one line of a file, by its column: the place names the line."""
+    return (
+        f"{error.msg} at column {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else _short(error)
+    )
 
 
 def _short(error: Exception) -> str:

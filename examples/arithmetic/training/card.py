@@ -23,6 +23,22 @@ in seconds and to give every test real models. They are good for nothing else.
 All use one byte-level BPE tokenizer (ChatML; numbers digit by digit). A score is the probability that a step
 is right *given the steps before it*: carrying on correctly from an earlier mistake is right.
 Licence: MIT, as the package.
+
+## What they solve
+
+Problems as their generator draws them (`chains.py`, `words.py`), and few others. A chain has 4 to 12 steps,
+in the phrases of the generator, and starts at 11 to 99; each result keeps its last two digits. Below 13 the
+only operation is to add: other operations on a small value were never trained on, nor operands out of these
+ranges, and the large model fails at them ("0 - 1 = 1").
+
+| operation | operand | value before it |
+|---|---|---|
+| add | 2 to 69 | any |
+| subtract | 1 to the value | 13 or more |
+| multiply by | 3 to 9 | 13 or more |
+| remainder after dividing by | 3 to 12 | 13 or more |
+| larger, smaller of it and | 5 to 95 | 13 or more |
+| double, add its digits | none | 13 or more |
 """
 
 
