@@ -63,6 +63,7 @@ bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.speed paced
 	TRIM_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m tests.benchmarks.speed servers
 	TRIM_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m tests.benchmarks.speed crowd
+	TRIM_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m tests.benchmarks.speed batching
 	.venv-vllm/bin/python -m tests.benchmarks.speed engines
 	$(BIN)/python -m tests.benchmarks.speed report
 

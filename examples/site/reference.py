@@ -244,7 +244,8 @@ def _others(function: Any, settings: type[BaseModel]) -> list[Declared]:
     names = [
         one.name
         for one in parameters
-        if one.kind is not one.VAR_KEYWORD and (one.name == "policy" or one.name not in settings.model_fields)
+        if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)
+        and (one.name == "policy" or one.name not in settings.model_fields)
     ]
     return arguments_of(function, only=names)
 

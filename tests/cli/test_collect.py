@@ -253,7 +253,7 @@ def test_two_processes_do_not_share_a_file(world, run, start):
         ({"out": "t.csv"}, "the name must end in .jsonl or .parquet"),
         ({"out": "no/t.jsonl"}, "/no does not exist"),
         ({"dataset": "no.jsonl"}, "no.jsonl"),
-        ({"dataset": "arithmetic:easy"}, "split: Input should be 'standard', 'hard' or 'words'"),
+        ({"dataset": "arithmetic:easy"}, "split: is 'easy'; it should be 'standard', 'hard' or 'words'"),
         ({"dataset": "{type: "}, "--dataset '{type: ' is neither a name nor a mapping"),
         ({"policy": "{type: threshold, t: 2}"}, "policy.t"),
     ],

@@ -382,16 +382,15 @@ def slot_of(invocation: Invocation | None) -> SpeculationSlot | None:
 def _with_discarded(usage: Usage, discarded: DiscardedUsage) -> Usage:
     """Returns the usage with discarded calls."""
     before, lookahead = usage["small"], lookahead_usage(usage)
-    small = WriterUsage(
-        calls=before["calls"] + discarded.calls,
-        input_tokens=before["input_tokens"] + discarded.input_tokens,
-        output_tokens=before["output_tokens"] + discarded.output_tokens,
-        cached_tokens=before["cached_tokens"] + discarded.cached_tokens,
-        failed_attempts=before["failed_attempts"] + discarded.failed_attempts,
-        failed_calls=before["failed_calls"] + discarded.failed_calls,
-    )
-    if "seconds" in before:  # of a call that nobody waits for no duration is known
-        small["seconds"] = before["seconds"]
+    small: WriterUsage = {  # its seconds stay: of a call that nobody waits for no duration is known
+        **before,
+        "calls": before["calls"] + discarded.calls,
+        "input_tokens": before["input_tokens"] + discarded.input_tokens,
+        "output_tokens": before["output_tokens"] + discarded.output_tokens,
+        "cached_tokens": before["cached_tokens"] + discarded.cached_tokens,
+        "failed_attempts": before["failed_attempts"] + discarded.failed_attempts,
+        "failed_calls": before["failed_calls"] + discarded.failed_calls,
+    }
     lookahead = LookaheadUsage(
         taken=lookahead["taken"],
         discarded=lookahead["discarded"] + discarded.calls,

@@ -22,6 +22,7 @@ from trim_graph.evaluation.arms import (
     identity_of,
     make_family,
     policy_config,
+    price_identity,
 )
 from trim_graph.evaluation.calibration import (
     CachedScorer,
@@ -274,7 +275,7 @@ class _Calibration:
         self.parts = Parts(_remembering(parts.small), _remembering(parts.large), self.scorer)
         self.identity = {
             **identity_of(config),
-            "prices": config.prices.model_dump(),
+            "prices": price_identity(config.prices),
             "dataset": dataset.identity(),
             **({"grader": grader} if (grader := grader_of(dataset)) else {}),
         }

@@ -19,6 +19,7 @@ from trim_graph.evaluation.arms import (
     judge_of,
     policy_arms,
     policy_config,
+    price_identity,
     random_arms,
     sweep_arms,
 )
@@ -253,7 +254,7 @@ class Evaluation:
         identity = {key: value for key, value in identity_of(config).items() if key != "policy"}
         settings = {
             **identity,
-            "prices": config.prices.model_dump(),
+            "prices": price_identity(config.prices),
             "dataset": self.dataset.identity(),
             **({"grader": grader} if (grader := grader_of(self.dataset)) else {}),
             "samples": request.samples,

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from trim_graph.budget import Prices
+from trim_graph.budget import ModelPrice, Prices
 from trim_graph.config import Parts, TrimConfig
 from trim_graph.config.errors import explain_value
 from trim_graph.config.schema import LLMJudgeScorer
@@ -542,6 +542,11 @@ def identity_of(config: TrimConfig) -> dict[str, Any]:
         if whole["settings"][name] == off:
             del whole["settings"][name]
     return whole
+
+
+def price_identity(prices: Prices) -> dict[str, Any]:
+    """Returns a price table, JSON-native; an absent price is as one of 0, since the recorded costs are."""
+    return {model: (price or ModelPrice()).model_dump(mode="json") for model, price in prices}
 
 
 def by_content(policy: Any) -> Any:
