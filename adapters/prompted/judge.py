@@ -275,7 +275,7 @@ class LLMJudge(JudgeSettings):
             index, cause = failed
             said = server_message(cause) if is_of_client(cause) else str(cause)
             why = "; ".join(filter(None, (said, advice(cause, self.model))))
-            raised = ScorerError(f"LLMJudge's {named_model(self.model)} did not rate step {index}: {why}")
+            raised = ScorerError(f"LLMJudge's {named_model(self.model)} did not rate step {index + 1}: {why}")
             raised.attempts = FailedAttempts(
                 count=attempts, input_tokens=read, output_tokens=written, unknown=unknown
             )

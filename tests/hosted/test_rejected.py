@@ -143,7 +143,7 @@ def command(serve, tmp_path):
             401,
             "the large model, ChatOpenAI (large), failed in step 1: 401, no such luck; check the key",
         ),
-        ("judge", 401, "LLMJudge's ChatOpenAI (judge) did not rate step 0: 401, no such luck; check the key"),
+        ("judge", 401, "LLMJudge's ChatOpenAI (judge) did not rate step 1: 401, no such luck; check the key"),
         (
             "small",
             500,

@@ -62,7 +62,7 @@ def test_else_the_digit_written_counts(way):
 @pytest.mark.parametrize(
     ("answer", "match"),
     [
-        ("The step", "step 0: it wrote 'The step' instead of one digit"),
+        ("The step", "step 1: it wrote 'The step' instead of one digit"),
         ("10", "wrote '10'"),
         (rated("I", 0.99), "about to write 'I': digits have less than 10%"),
         (said("7").model_copy(update={"usage_metadata": None}), "no usage_metadata"),
@@ -158,7 +158,7 @@ def test_a_failure_reports_what_the_others_cost_and_keeps_their_scores(way):
 
     broken = True
     judge = LLMJudge(RunnableLambda(rate, arate))
-    with pytest.raises(ScorerError, match="step 1: down") as caught:
+    with pytest.raises(ScorerError, match="step 2: down") as caught:
         asks(judge, QUESTION, "good", "bad", way=way)
     assert caught.value.__cause__ is lost
     attempts = caught.value.attempts
@@ -308,7 +308,7 @@ def test_a_model_without_log_probabilities_is_found_out_once_and_said(way):
 def test_log_probabilities_that_were_asked_for_are_not_done_without(way):
     asked = []
     judge = LLMJudge(refusing("logprobs", asked), top_logprobs=5)
-    with pytest.raises(ScorerError, match=r"step 0: top_logprobs=5 .* top_logprobs=0 reads the digit"):
+    with pytest.raises(ScorerError, match=r"step 1: top_logprobs=5 .* top_logprobs=0 reads the digit"):
         asks(judge, QUESTION, "one", way=way)
     assert len(asked) == 1
 
