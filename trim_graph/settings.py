@@ -285,7 +285,7 @@ def policy_mapping(given: Any) -> Any:
         ValueError: It is a number out of range or in quotes, or True or False.
     """
     if isinstance(given, str):
-        if _is_number(given):
+        if is_number(given):
             raise ValueError(
                 f"policy is {given!r}, a text: write the number without quotes for a threshold at it"
             )
@@ -302,7 +302,8 @@ def policy_mapping(given: Any) -> Any:
     return {"type": "threshold", "t": float(given)}
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Returns whether a text is a number."""
     try:
         float(text)
     except ValueError:

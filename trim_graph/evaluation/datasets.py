@@ -436,8 +436,8 @@ def read_through(dataset: Dataset, n: int) -> frozenset[int]:
         digest = _digest(question)
         if ids.setdefault(question.id, digest) != digest:
             raise InputError(
-                f"dataset {dataset.name}: two questions have the id {question.id!r}, and results are told "
-                "apart by it: make the ids unique, or name another key with {..., id: KEY}"
+                f"dataset {dataset.name}: two questions have the id {question.id!r}, by which results are "
+                "kept: make the ids unique, or name another key with {..., id: KEY}"
             )
         if digest in texts:
             repeats.add(index)

@@ -22,6 +22,7 @@ from typing_extensions import TypedDict
 from trim_graph.budget import Writer
 from trim_graph.errors import GraderError, InputError, SettingsError
 from trim_graph.segmentation import Part
+from trim_graph.settings import is_number
 from trim_graph.storage.journal import to_line
 from trim_graph.storage.rows import import_parquet, read_rows
 
@@ -613,20 +614,12 @@ def arm_label(name: str, settings: ArmSettings) -> str:
         return f"{name} alone"
     family, policy = settings["family"], settings["policy"]
     share = name.removeprefix(f"{family}-")
-    if settings["kind"] in ("random", "baseline") and family in _OF_SHARES and _is_number(share):
+    if settings["kind"] in ("random", "baseline") and family in _OF_SHARES and is_number(share):
         return f"{family.replace('_', ' ')} {100 * float(share):g} % {_OF_SHARES[family]}"
     level = policy.get("t") if policy.get("type") == "threshold" else None
     if isinstance(level, float | int) and name.startswith(("threshold-", "prm-", "judge-")):
         return f"{name.partition('-')[0].removeprefix('threshold')} score < {level:.3g}".lstrip()
     return name
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 class CurvePoint(TypedDict):
