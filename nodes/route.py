@@ -20,7 +20,7 @@ from trim_graph.conversation import compose
 from trim_graph.policies.base import Policy
 from trim_graph.prompt_size import counts_itself, prompt_bound
 from trim_graph.routing import AcceptedText, Action, AskHuman, Generate, Router, RunView
-from trim_graph.routing.view import settings_of
+from trim_graph.routing.router import settings_of
 from trim_graph.run import begin_run
 from trim_graph.runtime import Node, emit, invocation_of, push_text
 from trim_graph.segmentation import join_steps, separator_of
@@ -99,11 +99,11 @@ def route_node(
         return view, action
 
     def leave(view: RunView, action: Action, config: RunnableConfig) -> Command[Goto]:
-        update, invocation = action.update, invocation_of(config)
+        update = action.update
         if speculation is not None and view.settings.lookahead:
-            update = speculation.after_route(view, action, invocation)
+            update = speculation.after_route(view, action, invocation_of(config))
         if warming is not None and view.settings.warm_large:
-            update = warming.after_route(view, action, update, invocation)
+            update = warming.after_route(view, action, update, invocation_of(config))
         _report(action, view.run["message_id"])
         return Command(update=update, goto=_GOTO.get(type(action), "finalize"))
 

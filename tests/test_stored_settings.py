@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trim_graph.errors import SettingsError
-from trim_graph.routing.view import settings_of
+from trim_graph.routing.router import settings_of
 from trim_graph.settings import make_settings
 from trim_graph.state import SCHEMA_VERSION, Run
 

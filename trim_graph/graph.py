@@ -17,7 +17,7 @@ from .adapters.capabilities import continues_exactly, unaskable
 from .adapters.prompted.chat import as_writer
 from .adapters.responses import CountTokens, TokenCounter, check_count_tokens
 from .adapters.token_confidence import reporting_window
-from .budget import Budget, Prices, Quotas, Writer
+from .budget import Budget, Prices, Writer
 from .budget.ledger import Ledger
 from .calls.speculation import Speculation
 from .calls.warming import Warming
@@ -136,7 +136,7 @@ def create_trim_graph(
     small, large = as_chat_model("small", small), as_chat_model("large", large)
     check_count_tokens(count_tokens)
     fixed = make_settings(budget, prices, settings)
-    if ledger is None and fixed.quotas != Quotas():
+    if ledger is None and fixed.quotas.given:
         raise SettingsError("quotas are given, but no ledger that counts: pass ledger=, of open_ledger")
     _check_writers(scorer, small=small, large=large)
     way = fixed.segmentation

@@ -12,7 +12,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.graph.state import CompiledStateGraph
 
 from .budget.ledger import Ledger
-from .budget.limits import Quotas, cost_limit
+from .budget.limits import cost_limit
 from .budget.reservations import open_accounts
 from .budget.usage import zero_usage
 from .calls.interrupted import clear_aborted
@@ -22,8 +22,7 @@ from .conversation import question_of, require_answerable
 from .errors import InputError, SettingsError
 from .policies import Policy
 from .prompt_size import counts_itself, uncountable
-from .routing.router import RECURSION_FLOOR
-from .routing.view import policy_of
+from .routing.router import RECURSION_FLOOR, policy_of
 from .runtime import CHECKPOINTER, INVOCATION, OWN_INPUT, Invocation
 from .settings import Settings, TrimContext, check_prices, context_of_call, overridden, trim_context
 from .state import SCHEMA_VERSION, Run, Step, TrimInput, TrimOutput, TrimState
@@ -240,7 +239,7 @@ def begin_run(
     overrides = trim_context(context)
     thread = configurable.get("thread_id")
     accounts: dict[str, dict[str, Any]] = {}
-    if settings.quotas != Quotas():
+    if settings.quotas.given:
         accounts = open_accounts(
             settings.quotas,
             user=overrides.user if overrides else None,

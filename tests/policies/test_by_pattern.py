@@ -4,7 +4,7 @@ import pytest
 
 from trim_graph import SettingsError
 from trim_graph.policies import Observation, by_pattern
-from trim_graph.routing.view import _built
+from trim_graph.routing.router import _built
 
 SEEN = Observation(question="q", index=0, max_steps=8)
 

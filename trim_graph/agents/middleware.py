@@ -26,7 +26,7 @@ from trim_graph.adapters.base import AnyScorer
 from trim_graph.adapters.by_name import as_chat_model
 from trim_graph.adapters.responses import CountTokens, check_count_tokens
 from trim_graph.budget.ledger import Ledger
-from trim_graph.budget.limits import Budget, Quotas
+from trim_graph.budget.limits import Budget
 from trim_graph.budget.usage import Prices, Usage, zero_usage
 from trim_graph.calls.interrupted import astored_calls, charge_interrupted_calls, stored_calls
 from trim_graph.calls.model_call import error_text
@@ -154,7 +154,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         self.large = as_chat_model("large", large)
         check_turn_model("large", self.large)
         self.settings = _settings(budget, prices, settings)
-        if ledger is None and self.settings.quotas != Quotas():
+        if ledger is None and self.settings.quotas.given:
             raise SettingsError("quotas are given, but no ledger that counts: pass ledger=, of open_ledger")
         check_count_tokens(count_tokens)
         self.count_tokens = count_tokens

@@ -99,6 +99,11 @@ class Quotas(KnownFields):
         default=None, description="All runs of one user together, whose name the context gives as `user`"
     )
 
+    @property
+    def given(self) -> bool:
+        """Whether there is a quota."""
+        return self.thread is not None or self.user is not None
+
 
 def cost_limit(budget: Budget, prices: Prices, accounts: Mapping[str, Mapping[str, Any]]) -> str | None:
     """Returns the name of a limit on cost, which depends on the size of prompts; None if there is none.

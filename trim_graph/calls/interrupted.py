@@ -34,7 +34,7 @@ from langgraph.checkpoint.base import CheckpointTuple
 from trim_graph import process
 from trim_graph.budget.usage import Usage, Writer, add_usage
 from trim_graph.errors import counted
-from trim_graph.routing.view import settings_of
+from trim_graph.routing.router import settings_of
 from trim_graph.runtime import CHECKPOINTER, Invocation, emit
 from trim_graph.state import TrimState
 

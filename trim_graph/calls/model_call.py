@@ -47,8 +47,8 @@ from trim_graph.errors import (
     is_context_full,
 )
 from trim_graph.prompt_size import sent_prompt_bound
+from trim_graph.routing import RunView
 from trim_graph.routing.drafts import partial_tokens
-from trim_graph.routing.view import RunView
 from trim_graph.runtime import GRACE, Invocation, call_with_timeout, emit, tagged
 from trim_graph.segmentation import Segmentation, cut_text, join_steps, partial_text_counts, stop_arguments
 from trim_graph.settings import Settings
@@ -654,11 +654,10 @@ def charged(call: Call, update: Update) -> Update:
         _remember(call, update["usage"], raised=False)
         update = update | {"charged_call": call.id}
     tokens = unreported_tokens(update["usage"], writer) - unreported_tokens(call.usage, writer)
-    notes = update.get("notes", call.notes)
-    note = charge_note(writer, "did not report all that it had generated", tokens)
-    if not tokens or note in notes or update.get("stopped") == "deadline":  # the deadline has its own note
+    if not tokens or update.get("stopped") == "deadline":  # the deadline has its own note
         return update
-    return add_note(call, update, note)
+    note = charge_note(writer, "did not report all that it had generated", tokens)
+    return update if note in update.get("notes", call.notes) else add_note(call, update, note)
 
 
 def _remember(call: Call, usage: Usage, *, raised: bool) -> None:
@@ -677,10 +676,10 @@ def usage_with_reply(call: Call, reply: Reply, metadata: dict[str, Any], seconds
     """Does the same as `charge_reply`, and emits ``retried`` if attempts have failed before the answer."""
     if (lost := read_attempts(metadata)) is not None:
         emit("retried", part=call.writer, attempts=lost["count"])
-    return charge_reply(call, reply, metadata, seconds)
+    return charge_reply(call, reply, lost, seconds)
 
 
-def charge_reply(call: Call, reply: Reply, metadata: dict[str, Any], seconds: float) -> Usage:
+def charge_reply(call: Call, reply: Reply, lost: FailedAttempts | None, seconds: float) -> Usage:
     """Returns the run's usage with an answer's tokens and seconds, and those of failed attempts before it."""
     writer = call.writer
     before = call.usage[writer]
@@ -693,7 +692,6 @@ def charge_reply(call: Call, reply: Reply, metadata: dict[str, Any], seconds: fl
         "cached_tokens": before["cached_tokens"] + reply.cached_tokens,
         "seconds": before.get("seconds", 0.0) + seconds,
     }
-    lost = read_attempts(metadata)
     if not call.solution or not (call.request["partial_text"] or any(s["tokens"] for s in call.view.steps)):
         usage["prompt"] = count_prompt_once(
             call.usage.get("prompt"),

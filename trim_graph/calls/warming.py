@@ -37,6 +37,7 @@ from trim_graph.budget.usage import (
     add_usage,
     charge_lost,
     count_prompt_once,
+    read_attempts,
     usage_delta,
     warming_usage,
 )
@@ -79,7 +80,8 @@ class WarmCall:
 
         async def ask(call: StepCall) -> dict[str, Any]:
             message = await call.model.ainvoke(call.messages, call.config, **call.arguments)
-            return {"usage": charge_reply(call, await call.aread(message), message.response_metadata, 0.0)}
+            lost = read_attempts(message.response_metadata)
+            return {"usage": charge_reply(call, await call.aread(message), lost, 0.0)}
 
         await asyncio.sleep(0)  # the draft's call goes first, since the run waits for that one
         try:

@@ -139,7 +139,7 @@ class TrimConfig(ConfigSection):
 
     @model_validator(mode="after")
     def _counted(self) -> TrimConfig:
-        if self.ledger is None and self.quotas != Quotas():
+        if self.ledger is None and self.quotas.given:
             raise ValueError("quotas need a ledger that counts: add for example ledger: sqlite:spend.db")
         return self
 

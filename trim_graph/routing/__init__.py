@@ -1,7 +1,16 @@
 """Routing: pure rules of what comes next in a run, without LangGraph, I/O or a model."""
 
-from .router import AcceptedText, Action, AskHuman, Event, Finish, Generate, Router, RouterOptions
-from .view import RunView
+from .router import (
+    AcceptedText,
+    Action,
+    AskHuman,
+    Event,
+    Finish,
+    Generate,
+    Router,
+    RouterOptions,
+    RunView,
+)
 
 __all__ = [
     "AcceptedText",

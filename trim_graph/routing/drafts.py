@@ -24,7 +24,8 @@ def partial_tokens(request: StepRequest, previous: Step | None) -> int:
         request: Request of the step.
         previous: The step accepted last.
     """
-    return request.get("partial_tokens", 0) if partial_text_counts(previous, request["partial_text"]) else 0
+    tokens = request.get("partial_tokens", 0)
+    return tokens if tokens and partial_text_counts(previous, request["partial_text"]) else 0
 
 
 def parse_draft(

@@ -13,7 +13,7 @@ from trim_graph.errors import KnownFields
 from trim_graph.segmentation import is_step
 from trim_graph.state import HumanResponse, Run, TrimState
 
-from .view import RunView
+from .router import RunView
 
 SMALL_ONLY = {"type": "small_only"}
 

@@ -20,7 +20,6 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from trim_graph.budget.ledger import Ledger, open_ledger
-from trim_graph.budget.limits import Quotas
 from trim_graph.config import Parts, TrimConfig, build_parts
 from trim_graph.errors import SettingsError
 from trim_graph.shadow import Shadow, ShadowProcess
@@ -150,7 +149,7 @@ def create_app(
 def _ledger(config: TrimConfig) -> contextlib.AbstractContextManager[Ledger | None]:
     """Opens the ledger of a configuration that has quotas, or a shadow with a budget."""
     shadowed = config.shadow is not None and config.shadow.budget is not None and config.ledger is not None
-    counts = config.quotas != Quotas() or shadowed
+    counts = config.quotas.given or shadowed
     return open_ledger(str(config.ledger)) if counts else contextlib.nullcontext()
 
 

@@ -10,7 +10,7 @@ from trim_graph.budget import Budget, Quota
 from trim_graph.budget.ledger import Ledger
 from trim_graph.budget.usage import LargeUsage
 from trim_graph.errors import SettingsError
-from trim_graph.routing.view import step_tokens_of
+from trim_graph.routing.router import step_tokens_of
 from trim_graph.settings import Settings
 
 ACCOUNT = "shadow"

@@ -19,7 +19,7 @@ from typing_extensions import Unpack
 from trim_graph.adapters.base import AnyScorer, as_scorer
 from trim_graph.adapters.by_name import as_chat_model
 from trim_graph.adapters.responses import CountTokens
-from trim_graph.budget import Budget, Prices, Quota, Quotas
+from trim_graph.budget import Budget, Prices, Quota
 from trim_graph.budget.ledger import Ledger, MemoryLedger
 from trim_graph.budget.usage import LargeUsage, large_usage
 from trim_graph.conversation import extract_answer, question_of, require_answerable
@@ -29,7 +29,7 @@ from trim_graph.graph import create_trim_graph
 from trim_graph.policies import small_only
 from trim_graph.policies.base import AnyPolicy, as_policy
 from trim_graph.routing.drafts import split_into_steps
-from trim_graph.routing.view import segmentation_of
+from trim_graph.routing.router import segmentation_of
 from trim_graph.segmentation import as_segmentation
 from trim_graph.settings import RunSettings, Settings, TrimContext, make_settings
 from trim_graph.state import Step, Summary
@@ -593,5 +593,5 @@ def _check_settings(settings: Settings) -> None:
     if settings.asks_human:
         name = "ask_below" if settings.ask_below is not None else 'budget.on_exhausted="ask"'
         raise SettingsError(f"{name} has a human asked, and nobody watches a shadow: leave it out")
-    if settings.quotas != Quotas():
+    if settings.quotas.given:
         raise SettingsError("quotas are the application's users': a shadow has a shadow_budget of its own")

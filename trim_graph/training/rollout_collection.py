@@ -24,8 +24,13 @@ from trim_graph.evaluation.runner import Executor, Models, run_each
 from trim_graph.evaluation.traces import Trace
 from trim_graph.policies import Policy
 from trim_graph.routing.drafts import parse_draft
-from trim_graph.routing.router import MAX_ATTEMPTS, end_of_solution, step_from_draft
-from trim_graph.routing.view import segmentation_of, step_tokens_of
+from trim_graph.routing.router import (
+    MAX_ATTEMPTS,
+    end_of_solution,
+    segmentation_of,
+    step_from_draft,
+    step_tokens_of,
+)
 from trim_graph.segmentation import join_steps, partial_text_counts, separator_of, stop_arguments
 from trim_graph.settings import Settings
 from trim_graph.state import Step
