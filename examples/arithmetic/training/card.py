@@ -20,6 +20,7 @@ in seconds and to give every test real models. They are good for nothing else.
 | `prm` | Qwen2.5-Math-PRM layout: `large` widened, two layers on top | exact labels of solutions of both |
 | `prm_early` | the same after a tenth of its training | for the study of a worse judge |
 
+Both scorers are stored in float16 and computed in float32.
 All use one byte-level BPE tokenizer (ChatML; numbers digit by digit). A score is the probability that a step
 is right *given the steps before it*: carrying on correctly from an earlier mistake is right.
 Licence: MIT, as the package.

@@ -122,7 +122,7 @@ def train_judge(shop: Workshop, large: Any, judged: list[Judged], schedule: Sche
         schedule,
         device=shop.device,
         log=lambda text: shop.log(f"prm: {text}"),
-        at={round(EARLY * schedule.steps): lambda: shop.save(model, "prm_early")},
+        at={round(EARLY * schedule.steps): lambda: shop.save(model, "prm_early", half=True)},
     )
-    shop.save(model, "prm")
+    shop.save(model, "prm", half=True)
     return model

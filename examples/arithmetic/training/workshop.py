@@ -27,9 +27,18 @@ class Workshop:
         """Prints at once, also into a file."""
         print(text, flush=True)
 
-    def save(self, model: Any, name: str) -> None:
-        """Writes weights, config and tokenizer to the folder ``name``."""
-        model.to("cpu").save_pretrained(self.out / name)
+    def save(self, model: Any, name: str, *, half: bool = False) -> None:
+        """Writes weights, config and tokenizer to the folder ``name``.
+
+        Args:
+            model: The model, in float32.
+            name: Name of the folder.
+            half: Whether weights are stored in float16; the config names float32, in which they are loaded.
+        """
+        weights = model.to("cpu").state_dict()
+        if half:
+            weights = {key: weight.half() for key, weight in weights.items()}
+        model.save_pretrained(self.out / name, state_dict=weights)
         save_tokenizer(self.tokenizer, self.out / name)
         model.to(self.device)
 
