@@ -477,6 +477,11 @@ def reads_reports(scorer: Scorer) -> bool:
     return bool(getattr(scorer, "reads_reports", True))
 
 
+def reads_token_probability(*scorers: Scorer) -> bool:
+    """Returns whether one of these scorers has the graph ask the small model for token probabilities."""
+    return any(getattr(scorer, "reads_token_probability", False) for scorer in scorers)
+
+
 def common_window(scorers: Sequence[Scorer]) -> int | None:
     """Returns the ``probability_window`` of scorers, in tokens; None if none of them has one.
 

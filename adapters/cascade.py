@@ -17,6 +17,7 @@ from .base import (
     common_window,
     read_scores,
     reads_reports,
+    reads_token_probability,
 )
 from .known_scores import KnownScores, KnownSteps
 
@@ -72,6 +73,7 @@ class CascadeScorer:
         self._scores = KnownScores(cache_size)
         self.reads_reports = reads_reports(self.first) or reads_reports(self.second)
         self.probability_window = common_window((self.first, self.second))
+        self.reads_token_probability = reads_token_probability(self.first, self.second)
 
     def __repr__(self) -> str:
         return f"CascadeScorer({self.first!r}, {self.second!r}, unsure={self.unsure})"

@@ -17,6 +17,7 @@ from .base import (
     common_window,
     read_scores,
     reads_reports,
+    reads_token_probability,
 )
 
 
@@ -44,6 +45,7 @@ class MinimumScorer:
             raise ValueError(f"MinimumScorer got {len(scorers)} scorers: pass two or more")
         self.scorers: tuple[Scorer, ...] = tuple(map(as_scorer, scorers))
         self.probability_window = common_window(self.scorers)
+        self.reads_token_probability = reads_token_probability(*self.scorers)
         self.reads_reports = any(map(reads_reports, self.scorers))
 
     def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:

@@ -153,8 +153,6 @@ class VLLMEngineSettings(VLLMSettings, EngineSettings):
 class PRMSettings(KnownFields):
     """Format that a process reward model reads."""
 
-    reads_reports: ClassVar[bool] = False  # of a step it reads the text alone
-
     format: Annotated[Literal["auto"] | FormatName, BeforeValidator(_checked_name)] = "auto"
     """``qwen``, ``math_shepherd``, ``skywork``, ``rlhflow``, ``trim``, or ``auto``: what `trim_scorer.json`
     beside the PRM's weights says, and ``qwen`` without that file."""
@@ -223,6 +221,8 @@ class VLLMServerPRMSettings(ServedPRMSettings, StepCacheSettings):
 
 class VLLMGenerativePRMSettings(ServedPRMSettings):
     """Settings of `VLLMGenerativeProcessReward`; ``format`` is ``math_shepherd`` or ``rlhflow``."""
+
+    reads_reports: ClassVar[bool] = False  # of a step it reads the text alone
 
     cache_size: int = Field(default=4096, ge=0, strict=True)
     """Scores to keep; with 0 each step is rated again each time."""

@@ -179,14 +179,22 @@ class TokenProbability:
             raise ValueError(f"the scorer {self!r} needs token probabilities: {_FIX}; {writer} has not")
 
 
-def reporting_window(model: Runnable[Any, Any], scorer: Any) -> Runnable[Any, Any]:
-    """Returns a writer that reports with every call the window's probability that a scorer reads.
+def reporting(
+    model: Runnable[Any, Any], scorer: Any, writer: Literal["small", "large"]
+) -> Runnable[Any, Any]:
+    """Returns a writer that reports with every call what a scorer reads of its tokens.
 
     Args:
-        model: A chat model that takes the call setting ``probability_window``.
-        scorer: Any scorer; one that reads a window has the attribute ``probability_window``, in tokens.
+        model: A chat model. It takes the call setting ``probability_window`` if the scorer reads a window.
+        scorer: Any scorer. One that reads a window has the attribute ``probability_window``, in tokens; one
+            that reads the small model's mean token probabilities has ``reads_token_probability``.
+        writer: Which of the two it is.
     """
     window = getattr(scorer, "probability_window", None)
-    if window is None or bound_setting(model, "probability_window") == window:
-        return model
-    return model.bind(probability_window=window)
+    if window is not None and bound_setting(model, "probability_window") != window:
+        model = model.bind(probability_window=window)
+    if writer == "small" and getattr(scorer, "reads_token_probability", False):
+        known = "logprobs" in getattr(type(chat_model_inside(model)), "model_fields", {})
+        if known and not bound_setting(model, "logprobs"):
+            model = model.bind(logprobs=True)
+    return model

@@ -16,7 +16,7 @@ from .adapters.by_name import as_chat_model
 from .adapters.capabilities import continues_exactly, unaskable
 from .adapters.prompted.chat import as_writer
 from .adapters.responses import CountTokens, TokenCounter, check_count_tokens
-from .adapters.token_confidence import reporting_window
+from .adapters.token_confidence import reporting
 from .budget import Budget, Prices, Writer
 from .budget.ledger import Ledger
 from .calls.speculation import Speculation
@@ -145,8 +145,8 @@ def create_trim_graph(
         "small": TokenCounter("small", small, count_tokens),
         "large": TokenCounter("large", large, count_tokens),
     }
-    small = reporting_window(_writer(small, delimiter, counters["small"]), scorer)
-    large = reporting_window(_writer(large, delimiter, counters["large"]), scorer)
+    small = reporting(_writer(small, delimiter, counters["small"]), scorer, "small")
+    large = reporting(_writer(large, delimiter, counters["large"]), scorer, "large")
     builder = StateGraph(TrimState, TrimContext, input_schema=TrimInput, output_schema=TrimOutput)
     speculation = Speculation(small, scorer, routing, fixed.segmentation)
     if fixed.lookahead:

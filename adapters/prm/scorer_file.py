@@ -1,4 +1,4 @@
-"""The file `trim_scorer.json` of a trained scorer's folder, and the format that a reward model is read in.
+"""The file `trim_scorer.json` of a trained scorer's folder, and what a reward model takes from it.
 
 Imports no torch.
 """
@@ -6,11 +6,14 @@ Imports no torch.
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from trim_graph.adapters.base import ScorableStep
 from trim_graph.adapters.hub import hub_options
 from trim_graph.adapters.model_source import import_transformers, local_file
 
@@ -22,6 +25,52 @@ if TYPE_CHECKING:
     from trim_graph.adapters.settings import PRMSettings
 
 SCORER_FILE = "trim_scorer.json"
+_LEAST = 1e-6
+"""Distance that a probability keeps from 0 and 1 before its log-odds are taken."""
+
+
+def log_odds(probability: float) -> float:
+    """Returns the logarithm of the odds of a probability, which is finite also for 0 and 1."""
+    inside = min(max(probability, _LEAST), 1 - _LEAST)
+    return math.log(inside / (1 - inside))
+
+
+class Stacking(BaseModel):
+    """A logistic regression of a step's label on the head's score and the mean token probability.
+
+    Both enter by their log-odds. Source: stacked generalization (Wolpert 1992), fitted on questions that the
+    head has not learned from.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    intercept: float
+    """Constant term."""
+    score: float = Field(ge=0)
+    """Weight of the head's score."""
+    token_probability: float = Field(gt=0)
+    """Weight of the mean token probability."""
+
+    def scores(self, scores: Sequence[float], steps: Sequence[str]) -> list[float]:
+        """Returns the scores of steps from those of the head.
+
+        A step that another than the small model has written, and one whose token probability is not known,
+        keeps the head's score, which is calibrated by itself.
+
+        Args:
+            scores: Scores of the head in [0, 1], one a step.
+            steps: The steps.
+        """
+        return [self._score(score, step) for score, step in zip(scores, steps, strict=True)]
+
+    def _score(self, score: float, step: str) -> float:
+        if not isinstance(step, ScorableStep) or step.writer != "small":
+            return score
+        if step.mean_token_probability is None:
+            return score
+        value = self.intercept + self.score * log_odds(score)
+        value += self.token_probability * log_odds(step.mean_token_probability)
+        return 1 / (1 + math.exp(-max(value, -700.0)))
 
 
 class ScorerFile(BaseModel):
@@ -43,6 +92,8 @@ class ScorerFile(BaseModel):
     """Weights that were trained: the head alone, LoRA adapters (merged), or all."""
     method: str
     """Method of the step labels."""
+    stacking: Stacking | None = None
+    """How the score of a small model's step is combined with its token probability; None: it is not."""
     metrics: dict[str, Any] = Field(default_factory=dict)
     """Figures of the model card, measured on held-out questions."""
 
@@ -92,6 +143,11 @@ class FormatChoice(NamedTuple):
     name: FormatName
     step_token: str | None
     system_prompt: str | None
+    stacking: Stacking | None = None
+
+    def stacked(self, scores: Sequence[float], steps: Sequence[str]) -> Sequence[float]:
+        """Returns the scores of steps from those of the head; see `Stacking.scores`."""
+        return scores if self.stacking is None else self.stacking.scores(scores, steps)
 
     @property
     def needs_chat_template(self) -> bool:
@@ -122,5 +178,29 @@ def chosen_format(settings: PRMSettings, place: str, *, download: bool = True) -
     if file is None:
         return FormatChoice("qwen" if settings.format == "auto" else settings.format, token, prompt)
     return FormatChoice(
-        file.format, token or file.step_token, file.system_prompt if prompt == "auto" else prompt
+        file.format,
+        token or file.step_token,
+        file.system_prompt if prompt == "auto" else prompt,
+        file.stacking,
     )
+
+
+class StackedReward:
+    """A reward model whose `trim_scorer.json` may combine its scores with token probabilities."""
+
+    if TYPE_CHECKING:
+        format: Any
+        model: Any
+
+    @property
+    def reads_token_probability(self) -> bool:
+        """Whether scores depend on the small model's token probabilities, as far as the file is here."""
+        if self.format not in ("auto", "trim"):
+            return False
+        file = read_scorer_file(getattr(self, "tokenizer", None) or self.model, download=False)
+        return file is not None and file.stacking is not None
+
+    @property
+    def reads_reports(self) -> bool:
+        """Whether a score depends on more of a step than its text."""
+        return self.reads_token_probability

@@ -13,7 +13,7 @@ from pydantic import PrivateAttr
 from trim_graph.adapters.base import ScorableStep, ScorerReply, step_texts
 from trim_graph.adapters.model_source import load_tokenizer, require_local_extra, shared_engine
 from trim_graph.adapters.prm.formats import PRMFormat
-from trim_graph.adapters.prm.scorer_file import chosen_format
+from trim_graph.adapters.prm.scorer_file import FormatChoice, StackedReward, chosen_format
 from trim_graph.adapters.settings import TransformersPRMSettings
 from trim_graph.errors import ScorerError
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from trim_graph.adapters.prm.heads import RewardEngine
 
 
-class TransformersProcessReward(TransformersPRMSettings):
+class TransformersProcessReward(StackedReward, TransformersPRMSettings):
     """Scores steps with a process reward model.
 
     ``format`` says what the PRM reads and how a score is read from it:
@@ -81,31 +81,31 @@ class TransformersProcessReward(TransformersPRMSettings):
             ScorerError: No steps, an empty question, an input longer than the PRM takes, or a PRM that
                 answers with something that is not a probability.
         """
-        engine, layout = self._load()
+        engine, layout, choice = self._load()
         with engine.worker.preparing():
             job = self._job(engine, layout, question, steps)
             engine.worker.submit(job)
         try:
-            return _reply(job, job.future.result())
+            return _reply(job, job.future.result(), choice, steps)
         finally:
             job.future.cancel()
 
     async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
         """Scores every step without blocking the event loop; see `score`."""
         loaded = self._loaded
-        engine, layout = loaded if loaded is not None else await asyncio.to_thread(self._load)
+        engine, layout, choice = loaded if loaded is not None else await asyncio.to_thread(self._load)
         with engine.worker.preparing():
             job = await asyncio.to_thread(self._job, engine, layout, question, steps)
             engine.worker.submit(job)
-        return _reply(job, await asyncio.wrap_future(job.future))
+        return _reply(job, await asyncio.wrap_future(job.future), choice, steps)
 
-    def _load(self) -> tuple[RewardEngine, PRMFormat]:
+    def _load(self) -> tuple[RewardEngine, PRMFormat, FormatChoice]:
         if self._loaded is None:
             require_local_extra()
             choice = chosen_format(self, self.model)
             layout = choice.layout(load_tokenizer(self.model, chat=choice.needs_chat_template))
-            self._loaded = self._engine(layout), layout
-        loaded: tuple[RewardEngine, PRMFormat] = self._loaded
+            self._loaded = self._engine(layout), layout, choice
+        loaded: tuple[RewardEngine, PRMFormat, FormatChoice] = self._loaded
         return loaded
 
     def _engine(self, layout: PRMFormat) -> RewardEngine:
@@ -129,7 +129,9 @@ class TransformersProcessReward(TransformersPRMSettings):
         return RewardJob(prm_input, batch_limit=self.max_batch_size)
 
 
-def _reply(job: RewardJob, scores: list[float]) -> ScorerReply:
+def _reply(
+    job: RewardJob, scores: list[float], choice: FormatChoice, steps: Sequence[ScorableStep]
+) -> ScorerReply:
     expected = len(job.input.step_positions)
     if len(scores) != expected:
         raise ScorerError(f"the PRM gave {len(scores)} scores for {expected} steps")
@@ -139,4 +141,4 @@ def _reply(job: RewardJob, scores: list[float]) -> ScorerReply:
                 f"the PRM's score of step {i + 1} of {expected} is {score}, not a probability in [0, 1]; "
                 "with dtype='float16' an overflow is likely, float32 or bfloat16 would be right"
             )
-    return ScorerReply(scores=scores, input_tokens=len(job.input.ids))
+    return ScorerReply(scores=choice.stacked(scores, steps), input_tokens=len(job.input.ids))

@@ -7,7 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,7 +17,7 @@ from trim_graph.adapters.base import ScorableStep, ScorerReply, step_texts
 from trim_graph.adapters.event_loop import run_aside, run_sync
 from trim_graph.adapters.model_source import load_tokenizer
 from trim_graph.adapters.prm.formats import FormatName, Head, PRMFormat, PRMInput
-from trim_graph.adapters.prm.scorer_file import chosen_format
+from trim_graph.adapters.prm.scorer_file import FormatChoice, StackedReward, chosen_format
 from trim_graph.adapters.prm.scores import read_pooled, serve_options
 from trim_graph.adapters.settings import VLLMEnginePRMSettings
 from trim_graph.errors import ModelServerError, ScorerError
@@ -37,10 +37,11 @@ class _Ready:
     """Facts from the tokenizer alone, without the engine."""
 
     format: PRMFormat
+    choice: FormatChoice
     handle: EngineHandle
 
 
-class VLLMEngineProcessReward(EngineUser, VLLMEnginePRMSettings):
+class VLLMEngineProcessReward(StackedReward, EngineUser, VLLMEnginePRMSettings):
     """Scores steps with a process reward model on vLLM's asynchronous engine in this process.
 
     Where the format allows it, the engine scores an input at its end (pooling type LAST), its prefix cache
@@ -115,12 +116,13 @@ class VLLMEngineProcessReward(EngineUser, VLLMEnginePRMSettings):
             longest = await engine.max_model_len()
             asked = await asyncio.to_thread(ready.format.encode, question, texts, max_tokens=longest)
             if await engine.pools_last():
-                return await self._newest_steps(engine, asked, ready.format.head)
+                reply = await self._newest_steps(engine, asked, ready.format.head)
+                return replace(reply, scores=ready.choice.stacked(reply.scores, steps))
             rows = await _pooled(engine, asked.ids, "token_classify")
         except (ModelServerError, CallRefused) as error:
             raise ScorerError(f"the PRM {self.model} gave no scores: {error}") from error
         scores = read_pooled(rows, asked, ready.format.head, at=self.model, fix=_FIX)
-        return ScorerReply(scores=scores, input_tokens=len(asked.ids))
+        return ScorerReply(scores=ready.choice.stacked(scores, steps), input_tokens=len(asked.ids))
 
     async def _newest_steps(self, engine: VLLMEngine, asked: PRMInput, head: Head) -> ScorerReply:
         """Scores the steps that were not scored before, each at the end of an input."""
@@ -144,7 +146,8 @@ class VLLMEngineProcessReward(EngineUser, VLLMEnginePRMSettings):
                 plugin = plugin and not {"hf_overrides", "pooler_config"} & self.engine_args.keys()
                 pooling = pooling_options(choice.name, tokenizer, choice.step_token, plugin=plugin)
                 options = {**pooling, **engine_options(self)}
-                self._ready = _Ready(layout, EngineHandle(EngineSpec(self.model, "pooling", options)))
+                handle = EngineHandle(EngineSpec(self.model, "pooling", options))
+                self._ready = _Ready(layout, choice, handle)
             return self._ready
 
 

@@ -16,7 +16,7 @@ from trim_graph.adapters.base import ScorableStep, ScorerReply, step_texts
 from trim_graph.adapters.event_loop import AsyncLazy, run_sync
 from trim_graph.adapters.model_source import check_model, load_tokenizer
 from trim_graph.adapters.prm.formats import STEP_TOKENS, PRMFormat, PRMInput
-from trim_graph.adapters.prm.scorer_file import FormatChoice, chosen_format
+from trim_graph.adapters.prm.scorer_file import FormatChoice, StackedReward, chosen_format
 from trim_graph.adapters.prm.scores import read_pooled, serve_options
 from trim_graph.adapters.settings import PRMSettings, ServedPRMSettings, VLLMServerPRMSettings
 from trim_graph.errors import FailedAttempts, ModelServerError, ScorerError
@@ -37,6 +37,7 @@ class _Ready:
     """Facts about the served PRM."""
 
     format: PRMFormat
+    choice: FormatChoice
     max_model_len: int | None
     served_with: str
     """Text on how the server has to be started."""
@@ -89,7 +90,7 @@ class ServedReward(ServedPRMSettings):
         return type(self)(**self.model_dump())
 
 
-class VLLMProcessReward(ServedReward, VLLMServerPRMSettings):
+class VLLMProcessReward(StackedReward, ServedReward, VLLMServerPRMSettings):
     """Scores steps with a process reward model that a vLLM server serves.
 
     The server is started as ``vllm serve MODEL`` with what `trim_graph.adapters.prm.scores.serve_options`
@@ -187,7 +188,8 @@ class VLLMProcessReward(ServedReward, VLLMServerPRMSettings):
         else:
             scores = read_pooled(answer.rows, asked, head, at=route.root, fix=ready.served_with)
         read = (1 + route.begun) * answer.tokens
-        return ScorerReply(scores=scores, input_tokens=read, failed_attempts=route.failures)
+        stacked = ready.choice.stacked(scores, steps)
+        return ScorerReply(scores=stacked, input_tokens=read, failed_attempts=route.failures)
 
     @property
     def scores_by_step(self) -> bool | None:
@@ -208,7 +210,7 @@ class VLLMProcessReward(ServedReward, VLLMServerPRMSettings):
                 f"{text!r}, the server {theirs}; name the PRM's own"
             )
         start = f"start the server with {shlex.join(options)}"
-        return _Ready(made, served.get("max_model_len"), start)
+        return _Ready(made, choice, served.get("max_model_len"), start)
 
     async def _tokenized(self, text: str) -> list[int] | None:
         """Returns the server's tokens of a text; None where a proxy does not let the question through."""

@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 from trim_graph import ScorableStep
 from trim_graph.adapters import TransformersProcessReward
+from trim_graph.adapters.base import reads_reports
 from trim_graph.adapters.prm.heads import load_base
 from trim_graph.adapters.prm.scorer_file import read_scorer_file
 from trim_graph.errors import InputError, SettingsError
@@ -64,7 +65,7 @@ def held_out(file, **shares):
 
 def scored(folder, solutions):
     prm = TransformersProcessReward(folder)
-    return [prm.score(one.question, [ScorableStep(text) for text in one.steps]).scores for one in solutions]
+    return [prm.score(one.question, one.scorable_steps()).scores for one in solutions]
 
 
 def test_a_trained_head_tells_right_from_wrong_where_an_untrained_one_does_not(labels, head):
@@ -82,7 +83,9 @@ def test_a_trained_head_tells_right_from_wrong_where_an_untrained_one_does_not(l
     untrained = [
         one.rated(scores)
         for one, scores in scorer_module._scored(
-            encoded.test, scorer_module._logits(network, encoded.test, "measuring", lambda heading: None)
+            encoded.test,
+            scorer_module._logits(network, encoded.test, "measuring", lambda heading: None),
+            stacking=None,
         )
     ]
     assert found["auc"] > compute_scorer_metrics(untrained, 0.5)["steps"]["auc"] + 0.05
@@ -128,6 +131,28 @@ def test_the_card_says_what_it_was_made_of(head):
     file = read_scorer_file(str(head.folder))
     assert (file.base, file.tuning, file.step_token, file.method) == ("small", "head", TAG, "labelled")
     json.dumps(file.metrics)
+
+
+def test_token_probabilities_make_a_scorer_better_than_its_head_and_than_themselves(labels, head):
+    assert head.file.stacking is not None
+    assert head.file.stacking.token_probability > 0
+    found = head.file.metrics
+    assert found["steps"]["auc"] > found["head_alone"]["auc"] + 0.05
+    assert found["steps"]["auc"] > found["against_token_probability"]["auc_of_other"] - 0.01
+    assert "combined with | the mean token probability" in (head.folder / "README.md").read_text("utf-8")
+    prm = TransformersProcessReward(head.folder)
+    one = held_out(labels).test[0]
+    alone = prm.score(one.question, [ScorableStep(text) for text in one.steps]).scores
+    assert alone != prm.score(one.question, one.scorable_steps()).scores
+
+
+def test_a_scorer_can_do_without_token_probabilities(few, tmp_path):
+    training = ScorerTraining(validation=0.3, test=0.3, token_probability=False)
+    trained = train_scorer([few], base=str(SMALL), out=tmp_path / "head", training=training)
+    assert trained.file.stacking is None
+    assert trained.file.metrics["head_alone"] is None
+    assert not reads_reports(TransformersProcessReward(trained.folder))
+    assert "combined with" not in (trained.folder / "README.md").read_text("utf-8")
 
 
 def test_token_probability_is_compared_on_the_same_steps(head):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, aclosing
 from itertools import islice
@@ -12,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from trim_graph.adapters.base import reads_token_probability
 from trim_graph.config import TrimConfig
 from trim_graph.config.schema import scorer_parts
 from trim_graph.errors import InputError, SettingsError, TrimError, counted
@@ -66,7 +68,15 @@ def run_eval_scorer(options: EvalScorerOptions) -> int:
         for one in sets:
             one.open(folder, stack)
         if any(one.left() for one in sets):
-            _rate(sets, load_scorer(config), options)
+            scorer = load_scorer(config)
+            for one in sets:
+                if reads_token_probability(scorer) and not one.has_token_probabilities():
+                    print(
+                        f"{one.file}: the scorer also weighs token probabilities, and no step has one: its "
+                        "head alone is rated",
+                        file=sys.stderr,
+                    )
+            _rate(sets, scorer, options)
         rated = {one.name: one.rated() for one in sets}
         if options.out is not None:
             for one in sets:
@@ -147,6 +157,10 @@ class _Set:
             if one.scores is not None:
                 yield scored_trace(index, solution, one.scores)
 
+    def has_token_probabilities(self) -> bool:
+        """Returns whether any step has a mean token probability."""
+        return any(one is not None for found in self.solutions() for one in found["token_probabilities"])
+
     def check_token_probabilities(self, wanted_by: str) -> None:
         """Refuses a file without them.
 
@@ -156,7 +170,7 @@ class _Set:
         Raises:
             InputError: No step has a mean token probability.
         """
-        if not any(one is not None for found in self.solutions() for one in found["token_probabilities"]):
+        if not self.has_token_probabilities():
             raise InputError(
                 f"{wanted_by}: no step in {self.file} has a mean token probability; label or "
                 "collect solutions of a small model with logprobs: true"

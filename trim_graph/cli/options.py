@@ -879,6 +879,13 @@ class ScorerOptions(Options):
         Literal["auto", "value", "label"],
         typer.Option(help="auto: labels, but values for the methods advantage and agreement."),
     ] = "auto"
+    token_probability: Annotated[
+        bool,
+        typer.Option(
+            help="Combine scores with the small model's token probabilities, which it must then report "
+            "(logprobs: true).",
+        ),
+    ] = True
     pattern: Annotated[
         str | None, typer.Option(help="Regular expression that finds the kind of a step, for the card.")
     ] = None

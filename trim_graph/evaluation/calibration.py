@@ -596,6 +596,7 @@ class CachedScorer:
 
     def __init__(self, scorer: Any) -> None:
         self.scorer = as_scorer(scorer)
+        self.reads_reports = reads_reports(self.scorer)
         self.known: dict[tuple[str, ...], ScorerReply] = {}
         self._recalled: dict[str, float] = {}
 
@@ -604,6 +605,11 @@ class CachedScorer:
         """Tokens of the window that the scorer reads, if it does (`trim_graph.adapters.TokenProbability`)."""
         window: int | None = getattr(self.scorer, "probability_window", None)
         return window
+
+    @property
+    def reads_token_probability(self) -> bool:
+        """Whether the scorer reads the small model's mean token probabilities."""
+        return bool(getattr(self.scorer, "reads_token_probability", False))
 
     def check_writer(self, writer: str, model: Any) -> None:
         """Has the scorer refuse a model that does not report what it reads."""
@@ -626,7 +632,7 @@ class CachedScorer:
 
     def _key(self, question: str, steps: Sequence[ScorableStep]) -> tuple[str, ...]:
         """Returns what the scores of steps depend on."""
-        reported = map(repr, step_facts(steps)) if reads_reports(self.scorer) else ()
+        reported = map(repr, step_facts(steps)) if self.reads_reports else ()
         return (question, *step_texts(steps), *reported)
 
     def draft_scores(self) -> list[float]:

@@ -13,7 +13,7 @@ from langgraph.graph.state import CompiledStateGraph
 
 from trim_graph.adapters.base import as_scorer, read_scores, scorable_step
 from trim_graph.adapters.responses import read_entropy, read_reply
-from trim_graph.adapters.token_confidence import reporting_window
+from trim_graph.adapters.token_confidence import reporting
 from trim_graph.budget import Writer
 from trim_graph.calls.model_call import WriterModel
 from trim_graph.config import Parts, TrimConfig
@@ -166,8 +166,8 @@ class TreeExpander:
         max_nodes: int = 1000,
     ) -> None:
         self.models: dict[Writer, WriterModel] = {
-            "small": WriterModel.of(reporting_window(small, scorer)),
-            "large": WriterModel.of(reporting_window(large, scorer)),
+            "small": WriterModel.of(reporting(small, scorer, "small")),
+            "large": WriterModel.of(reporting(large, scorer, "large")),
         }
         self.scorer = as_scorer(scorer)
         self.settings = settings or Settings()

@@ -29,11 +29,11 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 from trim_graph.adapters.model_source import check_model, load_tokenizer, max_positions, pick_device
 from trim_graph.adapters.prm.formats import TrimPRMFormat
 from trim_graph.adapters.prm.heads import load_base
-from trim_graph.adapters.prm.scorer_file import ScorerFile
+from trim_graph.adapters.prm.scorer_file import ScorerFile, Stacking
 from trim_graph.errors import InputError, SettingsError, is_context_full
 from trim_graph.evaluation.scorer_metrics import compiled_pattern
 
-from .scorer_card import Measured, calibration_targets, fit_platt, measure, write_card
+from .scorer_card import Measured, calibration_steps, fit_platt, fit_stacking, measure, write_card
 from .scorer_data import LabelledSteps, Split, methods_of, read_label_files, split_by_question
 
 if TYPE_CHECKING:
@@ -89,6 +89,10 @@ class ScorerTraining:
     calibrate_on: Literal["auto", "value", "label"] = "auto"
     """Target of the calibration. ``auto``: the label where there is one, the value for the methods
     ``advantage`` and ``agreement``, whose values are no probability that a step is right."""
+    token_probability: bool = True
+    """Whether scores are combined with the mean token probability of the small model's steps, if the labels
+    have it and it adds something. The small model must then report it wherever the scorer is used
+    (``logprobs: true``)."""
     pattern: str | None = None
     """Regular expression that finds the kind of a step, for AUC within a kind; None: operations in the
     arithmetic world, else marks of mathematics."""
@@ -197,27 +201,29 @@ def train_scorer(
     getattr(network, network.base_model_prefix).to(getattr(torch, dtype))
     network.eval()
     logits = _logits(network, encoded.validation, "calibrating", say)
-    scale, shift, calibrated_on = fit_platt(
-        *calibration_targets(encoded.validation, logits, settings.calibrate_on)
-    )
+    steps = calibration_steps(encoded.validation, logits, settings.calibrate_on)
+    scale, shift = fit_platt(steps.logits, steps.targets)
+    stacking = fit_stacking(steps, scale, shift) if settings.token_probability else None
     _set_head(
         network,
         network.score.weight.float() * scale,
         network.score.bias.float() * scale + shift,
     )
-    validation = _scored(encoded.validation, [scale * values + shift for values in logits])
-    test = _scored(encoded.test, _logits(network, encoded.test, "measuring", say))
+    calibrated = [scale * values + shift for values in logits]
+    held_out = _logits(network, encoded.test, "measuring", say) if encoded.test else calibrated
+    part = encoded.test or encoded.validation
     measured = Measured(
-        validation=validation,
-        held_out=test or validation,
+        validation=_scored(encoded.validation, calibrated, stacking),
+        held_out=_scored(part, held_out, stacking),
+        head_alone=None if stacking is None else _scored(part, held_out, None),
         held_out_is="test" if encoded.test else "validation",
-        calibrated_on=calibrated_on,
+        calibrated_on=steps.targets_are,
         skipped=skipped,
         questions={
-            part: len({one.solution.question for one in those}) for part, those in encoded._asdict().items()
+            name: len({one.solution.question for one in those}) for name, those in encoded._asdict().items()
         },
         steps={
-            part: sum(one.solution.labelled for one in those) for part, those in encoded._asdict().items()
+            name: sum(one.solution.labelled for one in those) for name, those in encoded._asdict().items()
         },
         seconds=time.monotonic() - begun,
     )
@@ -227,6 +233,7 @@ def train_scorer(
         base=_public_name(base),
         tuning=settings.tuning,
         method=methods_of(solutions),
+        stacking=stacking,
         metrics=measure(measured, pattern=settings.pattern, seed=settings.seed),
     )
     _save(folder, network, tokenizer, dtype)
@@ -329,10 +336,19 @@ def _logits(
     return [states.astype(np.float64) @ weight + bias for states in _states(network, encoded, phase, say)]
 
 
-def _scored(encoded: Sequence[Encoded], logits: Sequence[Floats]) -> list[tuple[LabelledSteps, list[float]]]:
+def _scored(
+    encoded: Sequence[Encoded], logits: Sequence[Floats], stacking: Stacking | None
+) -> list[tuple[LabelledSteps, list[float]]]:
+    """Joins solutions and the scores that the finished scorer gives their steps."""
     from scipy.special import expit  # type: ignore[import-untyped]
 
-    return [(one.solution, expit(values).tolist()) for one, values in zip(encoded, logits, strict=True)]
+    found = []
+    for one, values in zip(encoded, logits, strict=True):
+        scores = expit(values).tolist()
+        if stacking is not None:
+            scores = stacking.scores(scores, one.solution.scorable_steps())
+        found.append((one.solution, scores))
+    return found
 
 
 def _rows(encoded: Sequence[Encoded], states: Sequence[Any]) -> tuple[Any, Floats]:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import math
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from trim_graph.adapters.prm.scorer_file import ScorerFile
+from trim_graph.adapters.prm.scorer_file import ScorerFile, Stacking, log_odds
 from trim_graph.evaluation.baselines import step_pattern
 from trim_graph.evaluation.scorer_metrics import (
     against_token_probability,
@@ -47,6 +48,8 @@ class Measured:
     Attributes:
         validation: Solutions of the validation questions and the finished scorer's scores.
         held_out: Solutions that the metrics are of, and the scores.
+        head_alone: The same solutions and the head's scores, where these are combined with token
+            probabilities; else None.
         held_out_is: ``test`` or ``validation``.
         calibrated_on: What the calibration was fitted on.
         skipped: Solutions left out as too long.
@@ -57,6 +60,7 @@ class Measured:
 
     validation: ScoredSolutions
     held_out: ScoredSolutions
+    head_alone: ScoredSolutions | None
     held_out_is: str
     calibrated_on: str
     skipped: int
@@ -65,46 +69,114 @@ class Measured:
     seconds: float
 
 
-def calibration_targets(
-    encoded: Sequence[Encoded], logits: Sequence[Floats], asked: str
-) -> tuple[Floats, Floats, str]:
+class CalibrationSteps(NamedTuple):
+    """Steps of the validation questions, for the calibration.
+
+    Attributes:
+        logits: Value of the head at each step.
+        targets: In [0, 1].
+        token_probabilities: Mean token probability of each step of the small model; NaN where it is not
+            known, and of other writers.
+        targets_are: ``labels`` or ``values``.
+    """
+
+    logits: Floats
+    targets: Floats
+    token_probabilities: Floats
+    targets_are: str
+
+
+def calibration_steps(encoded: Sequence[Encoded], logits: Sequence[Floats], asked: str) -> CalibrationSteps:
     """Joins the logits of validation steps and the targets to calibrate them on.
 
     Args:
         encoded: Validation solutions.
         logits: One array for each.
         asked: ``auto``, ``value`` or ``label``; see `trim_graph.training.scorer.ScorerTraining`.
-
-    Returns:
-        Logits, targets, and which targets they are: ``labels`` or ``values``.
     """
     import numpy as np
 
     hard = all(one.solution.hard and one.solution.method not in _OF_VALUE for one in encoded)
     on_labels = asked == "label" or (asked == "auto" and hard)
-    found = list[tuple[float, float]]()
+    found = list[tuple[float, float, float]]()
     for one, values in zip(encoded, logits, strict=True):
+        solution = one.solution
+        targets: Sequence[float | None] = solution.targets
         if on_labels:
-            known = looked_at(one.solution.rated(values.tolist()))
-            found += [(value, float(right)) for value, right in known]
-        else:
-            targets = zip(values.tolist(), one.solution.targets, strict=True)
-            found += [(value, target) for value, target in targets if target is not None]
-    pairs = np.array(found, dtype=np.float64)
-    return pairs[:, 0], pairs[:, 1], "labels" if on_labels else "values"
+            known = looked_at(solution.rated(values.tolist()))
+            targets = [float(right) for _, right in known] + [None] * (len(values) - len(known))
+        probabilities = [
+            math.nan if probability is None or writer != "small" else probability
+            for probability, writer in zip(solution.token_probabilities, solution.writers, strict=True)
+        ]
+        steps = zip(values.tolist(), targets, probabilities, strict=True)
+        found += [(value, target, other) for value, target, other in steps if target is not None]
+    rows = np.array(found, dtype=np.float64)
+    return CalibrationSteps(rows[:, 0], rows[:, 1], rows[:, 2], "labels" if on_labels else "values")
 
 
-def fit_platt(logits: Floats, targets: Floats, name: str) -> tuple[float, float, str]:
+def fit_platt(logits: Floats, targets: Floats) -> tuple[float, float]:
     """Fits scale and shift of the logits so that their sigmoids are calibrated.
 
-    Platt's method (1999): least cross entropy, with his smoothed targets, (n + 1) / (n + 2) for n right steps
-    and 1 / (n + 2) for n wrong ones, so that a scorer without errors does not become certain. The scale stays
-    above 0, so that the order of the scores stays.
+    Platt's method (1999): least cross entropy, with his smoothed targets. The scale stays above 0, so that
+    the order of the scores stays.
 
     Args:
         logits: Of validation steps.
         targets: In [0, 1].
-        name: What the targets are; returned.
+
+    Returns:
+        Scale and shift.
+    """
+    (scale,), shift = _fit_logistic([logits], targets, least=1e-3)
+    return scale, shift
+
+
+def fit_stacking(steps: CalibrationSteps, scale: float, shift: float) -> Stacking | None:
+    """Fits the combination of the calibrated scores with the mean token probabilities.
+
+    Args:
+        steps: Steps of validation questions.
+        scale: Scale of the calibrated logits.
+        shift: Their shift.
+
+    Returns:
+        The combination; None where token probabilities are not known, or add nothing.
+    """
+    import numpy as np
+
+    known = ~np.isnan(steps.token_probabilities)
+    targets = steps.targets[known]
+    if not known.any() or targets.min() == targets.max():
+        return None
+    odds = np.array([log_odds(probability) for probability in steps.token_probabilities[known]])
+    (score, token_probability), intercept = _fit_logistic(
+        [scale * steps.logits[known] + shift, odds], targets, least=0.0
+    )
+    if token_probability < _NOTHING:
+        return None
+    return Stacking(intercept=intercept, score=score, token_probability=token_probability)
+
+
+_NOTHING = 1e-3
+"""Weight of the token probability below which a scorer does without it."""
+
+
+def _fit_logistic(
+    features: Sequence[Floats], targets: Floats, *, least: float
+) -> tuple[tuple[float, ...], float]:
+    """Fits a logistic regression by the least cross entropy.
+
+    Targets are smoothed as by Platt: (n + 1) / (n + 2) for n right steps and 1 / (n + 2) for n wrong ones, so
+    that features without errors do not become certain.
+
+    Args:
+        features: One array a feature.
+        targets: In [0, 1].
+        least: Least weight of a feature times its spread.
+
+    Returns:
+        One weight a feature, and the constant term.
     """
     import numpy as np
     from scipy.optimize import minimize  # type: ignore[import-untyped]
@@ -112,16 +184,19 @@ def fit_platt(logits: Floats, targets: Floats, name: str) -> tuple[float, float,
     right = float(targets.sum())
     high, low = (right + 1) / (right + 2), 1 / (len(targets) - right + 2)
     smoothed = low + (high - low) * targets
-    spread = float(logits.std()) or 1.0
+    spreads = np.array([float(feature.std()) or 1.0 for feature in features])
+    rows = np.stack(features, axis=1) / spreads
 
     def loss(parameters: Floats) -> tuple[float, Floats]:
-        values = parameters[0] / spread * logits + parameters[1]
+        values = rows @ parameters[:-1] + parameters[-1]
         error = 1 / (1 + np.exp(-np.clip(values, -500, 500))) - smoothed
-        gradient = np.array([float((error * logits).mean()) / spread, float(error.mean())])
+        gradient = np.append(rows.T @ error / len(rows), error.mean())
         return float((np.logaddexp(0, values) - smoothed * values).mean()), gradient
 
-    found = minimize(loss, np.array([spread, 0.0]), jac=True, bounds=[(1e-3, None), (None, None)])
-    return float(found.x[0]) / spread, float(found.x[1]), name
+    bounds = [(least, None)] * len(features) + [(None, None)]
+    found = minimize(loss, np.append(spreads, 0.0), jac=True, bounds=bounds)
+    weights = (found.x[:-1] / spreads).tolist()
+    return tuple(weights), float(found.x[-1])
 
 
 def measure(measured: Measured, *, pattern: str | None, seed: int) -> dict[str, Any]:
@@ -144,11 +219,17 @@ def measure(measured: Measured, *, pattern: str | None, seed: int) -> dict[str, 
         for one, scores in measured.held_out
     )
     pattern = pattern or step_pattern(one.dataset for one, _ in measured.held_out)
+    alone = None
+    if measured.head_alone is not None:
+        rated = [one.rated(scores) for one, scores in measured.head_alone]
+        steps = compute_scorer_metrics(rated, threshold, seed=seed)["steps"]
+        alone = {name: steps[name] for name in ("auc", "auc_interval", "brier")}
     return {
         "measured_on": f"{measured.held_out_is} questions",
         "questions": len({one.question for one, _ in measured.held_out}),
         "auc_within_kinds": within_kinds(rows, pattern),
         "against_token_probability": against_token_probability(rows, seed=seed),
+        "head_alone": alone,
         **metrics,
     }
 
@@ -233,6 +314,7 @@ def write_card(
         f"| trained weights | {tuned[file.tuning]} |",
         f"| step token | `{file.step_token}` |",
         f"| calibration | Platt's, on the {measured.calibrated_on} of the validation questions |",
+        *_stacking_row(file),
         f"| seed | {training.seed} |",
         f"| time | {measured.seconds:.0f} s |",
         f"| machine | {machine} |",
@@ -241,6 +323,13 @@ def write_card(
         "",
     ]
     (folder / "README.md").write_text("\n".join(lines), "utf-8")
+
+
+def _stacking_row(file: ScorerFile) -> list[str]:
+    if file.stacking is None:
+        return []
+    weights = f"{file.stacking.score:.3g} and {file.stacking.token_probability:.3g}"
+    return [f"| combined with | the mean token probability, by log-odds; weights {weights} |"]
 
 
 def _bin_row(one: dict[str, Any]) -> str:
@@ -266,6 +355,7 @@ def figure_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     other = found["against_token_probability"]
     rows = [
         ("AUC of steps", _number(steps["auc"], steps["auc_interval"])),
+        *_head_alone(found["head_alone"]),
         ("AUC within a kind of step", _number(found["auc_within_kinds"]["auc"])),
         ("AUC of the kind of step alone", _number(found["auc_within_kinds"]["auc_of_kind"])),
         (
@@ -286,6 +376,13 @@ def figure_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("AUC of the mean token probability", _number(other["auc_of_other"])),
         ("AUC less that of token probability", less),
     ]
+
+
+def _head_alone(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if found is None:
+        return []
+    text = _number(found["auc"], found["auc_interval"])
+    return [("AUC of steps by the head, without token probability", text)]
 
 
 def _number(value: float | None, spread: Any = None) -> str:

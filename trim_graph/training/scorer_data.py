@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from trim_graph.adapters.base import ScorableStep, scorable_step
 from trim_graph.errors import InputError, counted
 from trim_graph.evaluation.scorer_metrics import RIGHT_FROM, Rated, labels_from, labels_of_values
 from trim_graph.evaluation.traces import Trace, read_traces
@@ -32,6 +33,7 @@ class LabelledSteps:
         token_probabilities: Mean probability of each step's tokens; None where nobody measured it.
         method: Method of the labels.
         dataset: Name of the dataset that the question is from.
+        writers: Who wrote each step.
     """
 
     question: str
@@ -42,11 +44,20 @@ class LabelledSteps:
     token_probabilities: tuple[float | None, ...]
     method: str
     dataset: str
+    writers: tuple[str, ...]
 
     @property
     def labelled(self) -> int:
         """Number of steps with a target."""
         return sum(target is not None for target in self.targets)
+
+    def scorable_steps(self) -> list[ScorableStep]:
+        """Returns the steps as a scorer gets them."""
+        known = zip(self.steps, self.writers, self.token_probabilities, strict=True)
+        return [
+            scorable_step({"text": text, "writer": writer, "mean_token_probability": probability})
+            for text, writer, probability in known
+        ]
 
     def rated(self, scores: Sequence[float] | None) -> Rated:
         """Joins scores of the steps and their labels."""
@@ -99,6 +110,7 @@ def of_trace(trace: Trace) -> LabelledSteps:
         token_probabilities=tuple(step["mean_token_probability"] for step in trace["steps"]),
         method=str(trace["policy"].get("method", "labelled")),
         dataset=trace["dataset"],
+        writers=tuple(step.get("writer", "small") for step in trace["steps"]),
     )
 
 

@@ -5,17 +5,29 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import GPT2Config, LlamaConfig, Qwen2Config, T5Config
 
 from tests import tiny_prms
 from tests.tiny_prms import QUESTION, TEXTS
-from trim_graph import ScorableStep
-from trim_graph.adapters import TransformersProcessReward
+from trim_graph import ScorableStep, create_trim_graph
+from trim_graph.adapters import ChatTransformers, MinimumScorer, TransformersProcessReward, VLLMProcessReward
+from trim_graph.adapters.base import reads_reports
 from trim_graph.adapters.model_source import load_tokenizer
 from trim_graph.adapters.prm.formats import TrimPRMFormat
 from trim_graph.adapters.prm.heads import linear_scorer
-from trim_graph.adapters.prm.scorer_file import SCORER_FILE, FormatChoice, ScorerFile, chosen_format
+from trim_graph.adapters.prm.scorer_file import (
+    SCORER_FILE,
+    FormatChoice,
+    ScorerFile,
+    Stacking,
+    chosen_format,
+)
 from trim_graph.adapters.settings import TransformersPRMSettings
+from trim_graph.evaluation.calibration import CachedScorer
+from trim_graph.examples import arithmetic
+from trim_graph.policies import threshold
 
 SMALL = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 48}
 CONFIGS = {
@@ -96,3 +108,81 @@ def test_a_skywork_prm_is_read_by_the_same_class(tmp_path):
     folder = tiny_prms.save_skywork(tmp_path / "prm")
     scores = TransformersProcessReward(folder, format="skywork").score(QUESTION, STEPS).scores
     assert len(set(scores)) == 3
+
+
+STACKING = Stacking(intercept=-1.0, score=0.5, token_probability=2.0)
+
+
+class TestStacking:
+    @pytest.fixture
+    def scorer(self, tmp_path):
+        folder = tiny_prms.save_trim(tmp_path / "scorer")
+        written(stacking=STACKING).write(folder)
+        return TransformersProcessReward(folder)
+
+    def test_a_small_models_step_gets_the_combination_and_others_the_heads_score(self, scorer, tmp_path):
+        alone = TransformersProcessReward(tiny_prms.save_trim(tmp_path / "alone")).score(QUESTION, STEPS)
+        steps = [
+            ScorableStep(TEXTS[0], mean_token_probability=0.9),
+            ScorableStep(TEXTS[1], "large", mean_token_probability=0.9),
+            ScorableStep(TEXTS[2]),
+        ]
+        value = -1 + 0.5 * math.log(alone.scores[0] / (1 - alone.scores[0])) + 2 * math.log(9)
+        found = scorer.score(QUESTION, steps)
+        assert found.scores[0] == pytest.approx(1 / (1 + math.exp(-value)))
+        assert found.scores[1:] == pytest.approx(alone.scores[1:])
+        assert found.input_tokens == alone.input_tokens
+
+    async def test_an_asynchronous_call_gives_the_same(self, scorer):
+        steps = [ScorableStep(text, mean_token_probability=0.6) for text in TEXTS]
+        assert (await scorer.ascore(QUESTION, steps)).scores == scorer.score(QUESTION, steps).scores
+
+    def test_plain_texts_get_the_heads_scores(self, scorer):
+        assert scorer.score(QUESTION, TEXTS).scores == scorer.score(QUESTION, STEPS).scores
+
+    @settings(max_examples=200)
+    @given(st.floats(0, 1), st.floats(0, 1), st.floats(-1e3, 1e3))
+    def test_any_score_and_probability_give_a_probability(self, score, probability, intercept):
+        stacking = Stacking(intercept=intercept, score=1.0, token_probability=50.0)
+        (found,) = stacking.scores([score], [ScorableStep("a", mean_token_probability=probability)])
+        assert 0 <= found <= 1
+
+    def test_a_surer_step_scores_no_lower(self):
+        steps = [ScorableStep("a", mean_token_probability=one) for one in (0.0, 0.3, 0.9, 1.0)]
+        scores = STACKING.scores([0.5] * 4, steps)
+        assert scores == sorted(scores)
+        assert scores[0] < 0.01
+        assert scores[-1] > 0.99
+
+    def test_scorers_that_keep_scores_tell_reports_apart(self, scorer, tmp_path):
+        assert reads_reports(scorer)
+        assert not reads_reports(TransformersProcessReward(tiny_prms.save_trim(tmp_path / "alone")))
+        assert not reads_reports(TransformersProcessReward(scorer.model, format="qwen"))
+        assert reads_reports(VLLMProcessReward("served", tokenizer=scorer.model))
+        assert reads_reports(MinimumScorer(scorer, lambda question, steps: [1.0] * len(steps)))
+        cached = CachedScorer(scorer)
+        sure, unsure = (
+            cached.score(QUESTION, [ScorableStep(TEXTS[0], mean_token_probability=one)]).scores
+            for one in (0.9, 0.5)
+        )
+        assert sure[0] > unsure[0]
+
+    @pytest.mark.parametrize(
+        "wrap", [lambda scorer: scorer, CachedScorer, lambda one: MinimumScorer(one, one)]
+    )
+    def test_a_graph_asks_the_small_model_for_them(self, scorer, wrap):
+        small, large = (
+            ChatTransformers(model=str(folder)) for folder in (arithmetic.SMALL, arithmetic.LARGE)
+        )
+        seen = []
+
+        class Seeing(type(scorer)):
+            def score(self, question, steps):
+                seen.extend(steps)
+                return super().score(question, steps)
+
+        (problem,) = arithmetic.problems("standard", 1)
+        graph = create_trim_graph(small, large, wrap(Seeing(scorer.model)), policy=threshold(0.0))
+        graph.invoke({"messages": [("user", problem.question)]})
+        assert seen
+        assert all(step.mean_token_probability is not None for step in seen)
