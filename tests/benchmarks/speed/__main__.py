@@ -8,6 +8,7 @@
     python -m tests.benchmarks.speed crowd     # ten thousand questions at once on the servers
     python -m tests.benchmarks.speed parts     # each server alone, for the plan of a load
     python -m tests.benchmarks.speed paced     # engines with accelerators of their own, emulated
+    python -m tests.benchmarks.speed workers   # processes of an evaluation
     python -m tests.benchmarks.speed batching  # wait factors of batched requests, fixed and adaptive
     python -m tests.benchmarks.speed widen DIR # models as large as the paper's, with the examples' answers;
                                                # servers and engines with --widened DIR measure them on a GPU
@@ -32,15 +33,20 @@ from typing import Annotated, Any
 import typer
 
 from .load import Clock, Peak, ask_all, medians, metrics, mixed, mixed_problems, ratios, same
-from .ways import bare, skeleton, streamed, trim
+from .ways import bare, driver, skeleton, streamed, trim
 
 RESULTS = Path(__file__).with_name("results.json")
-WAYS = {"trim": trim, "streamed": streamed, "bare": bare, "skeleton": skeleton}
+WAYS = {"trim": trim, "streamed": streamed, "driver": driver, "bare": bare, "skeleton": skeleton}
+"""Ways to solve each question by itself."""
+OURS = ("trim", "driver")
+"""Those that are compared with the others."""
 QUESTIONS = {1: 6, 8: 24, 64: 96, 256: 256}
 """How many are asked, by how many at once."""
 
 LOCK_STEPPED = 128
 """Questions asked of the lock-step loop and of the graph, all at once."""
+WORKERS = (1, 2, 4)
+"""Processes of an evaluation."""
 TOGETHER = 128
 """Most calls that go to a server as one request."""
 WAIT_FACTOR = 4.0
@@ -222,6 +228,18 @@ async def _batched(
         keep({str(concurrency): found})
 
 
+@app.command()
+def workers(
+    turns: Turns = 3,
+    count: Annotated[list[int] | None, typer.Option(help="Workers; several times.")] = None,
+    output: Output = RESULTS,
+) -> None:
+    """Several processes, with engines that are faster than one process."""
+    from .workers import measured
+
+    _keep(output, "workers", measured(count or WORKERS, turns, lambda line: print(line, flush=True)))
+
+
 @app.command(hidden=True)
 def held(name: str, n: int) -> None:
     """One way, so many questions at once; in a process of its own."""
@@ -266,20 +284,20 @@ async def _measured(
         found = {
             "turns": turns,
             "ways": {name: medians(of) for name, of in runs.items()},
-            "trim_to": ratios(runs, "trim", ("streamed", "bare", "skeleton")),
+            **{f"{name}_to": ratios(runs, name, [one for one in WAYS if one != name]) for name in OURS},
         }
         keep({str(concurrency): found})
 
 
 async def _against_lock_step(place: Any, turns: int) -> dict[str, Any]:
-    """The graph and the lock-step loop on the same questions, all asked at once."""
-    runs: dict[str, list[dict[str, float]]] = {"trim": [], "lock_step": []}
+    """The graph, with and without LangGraph's loop, and the lock-step loop: the same questions at once."""
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in (*OURS, "lock_step")}
     for turn in range(turns):
         questions = mixed(LOCK_STEPPED, _seed(turn))
         texts = {}
         for name in _turned(list(runs), turn):
-            if name == "trim":
-                way = trim(await place.fresh())
+            if name in OURS:
+                way = WAYS[name](await place.fresh())
                 with Clock(place.elsewhere) as clock:
                     texts[name] = await ask_all(way, questions, LOCK_STEPPED)
             else:
@@ -288,12 +306,12 @@ async def _against_lock_step(place: Any, turns: int) -> dict[str, Any]:
                         texts[name] = await loop()
             runs[name].append(metrics(texts[name], clock))
             _say(LOCK_STEPPED, name, runs[name][-1])
-        runs["trim"][-1]["same_solutions"] = same(texts["trim"], texts["lock_step"])
-        runs["lock_step"][-1]["same_solutions"] = 1.0
+        for name in runs:
+            runs[name][-1]["same_solutions"] = same(texts[name], texts["lock_step"])
     return {
         "turns": turns,
         "ways": {name: medians(of) for name, of in runs.items()},
-        "trim_to": ratios(runs, "trim", ("lock_step",)),
+        **{f"{name}_to": ratios(runs, name, ("lock_step",)) for name in OURS},
     }
 
 
@@ -316,6 +334,14 @@ def _say(concurrency: int, name: str, run: dict[str, float]) -> None:
     )
 
 
+def _processor() -> str:
+    """Returns the model of the processor, where the system names it."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text("utf-8").splitlines() if file.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
 def _keep_of_gpu(output: Path, part: str) -> Callable[[dict[str, Any]], None]:
     import torch
 
@@ -326,7 +352,7 @@ def _keep(output: Path, part: str, found: dict[str, Any]) -> None:
     kept = json.loads(output.read_text("utf-8")) if output.exists() else {}
     kept[part] = kept.get(part, {}) | {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "machine": f"{_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         **found,
     }
     output.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")

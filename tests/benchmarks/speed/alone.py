@@ -17,7 +17,7 @@ from langchain_core.messages import HumanMessage
 
 from .instant import REGENERATED, STEPS, empty, instant
 from .load import Peak, mixed, resident_mb
-from .ways import MAX_STEPS, Models, bare, graph_of, skeleton
+from .ways import MAX_STEPS, Models, bare, driver, graph_of, skeleton
 
 TURNS = 7
 CPU_TURNS = 42
@@ -57,6 +57,7 @@ WAYS: dict[str, Callable[[Models], Ask]] = {
     "bare": bare,
     "skeleton": skeleton,
     "trim": asked,
+    "driver": driver,
 }
 
 
@@ -72,11 +73,13 @@ def cpu() -> dict[str, Any]:
             asyncio.run(_all(ask, questions))
             spent[name].append(1000 * (time.process_time() - begun) / QUESTIONS / STEPS)
     least = {name: min(values) for name, values in spent.items()}
-    own = {name: least[name] - least["bare"] for name in ("skeleton", "trim")}
+    own = {name: least[name] - least["bare"] for name in ("skeleton", "trim", "driver")}
     return {
         "ms_a_step": least,
         "ms_a_step_without_the_calls": own,
         "trim_to_skeleton": least["trim"] / least["skeleton"],
+        "driver_to_skeleton": least["driver"] / least["skeleton"],
+        "trim_to_driver": least["trim"] / least["driver"],
         "trim_to_empty_without_the_calls": own["trim"] / least["empty"],
     }
 
@@ -87,7 +90,10 @@ async def _all(ask: Ask, questions: list[str]) -> None:
 
 def memory() -> dict[str, Any]:
     """Peak kilobytes of a question under way, each way in a process of its own."""
-    kb = {name: _in_a_process("held", name, HELD)["kb_a_question"] for name in ("bare", "skeleton", "trim")}
+    kb = {
+        name: _in_a_process("held", name, HELD)["kb_a_question"]
+        for name in ("bare", "skeleton", "trim", "driver")
+    }
     return {"kb_a_question": kb, "at_once": HELD, "trim_to_skeleton": kb["trim"] / kb["skeleton"]}
 
 

@@ -144,6 +144,10 @@ class Paced:
 
     async def fresh(self) -> Models:
         """Models for a run."""
+        return self.models()
+
+    def models(self) -> Models:
+        """Models with engines of their own."""
         small, large, scorer = self._engines()
         writers = [PacedModel(engine=engine, solutions=self._solutions) for engine in (small, large)]
         return Models(*writers, PacedScorer(scorer, self._solutions))

@@ -55,12 +55,13 @@ def rows(results: dict[str, Any]) -> Iterator[list[str]]:
 
 def ratio_rows(results: dict[str, Any]) -> Iterator[list[str]]:
     """The graph's metrics as ratios to the others', medians over the turns."""
-    yield ["where", "at once", "the graph to", "throughput", "latency", "CPU a step"]
+    yield ["where", "at once", "way", "to", "throughput", "latency", "CPU a step"]
     for called, label, found in _parts(results):
-        for other, ratio in found["trim_to"].items():
-            names = ("questions_per_s", "latency_s", "cpu_ms_a_step")
-            cells = [f"{ratio[name]:.2f}" for name in names]
-            yield [called, label.partition(",")[0], other.replace("_", "-"), *cells]
+        for way, ratios in ((way, found.get(f"{way}_to", {})) for way in ("trim", "driver")):
+            for other, ratio in ratios.items():
+                names = ("questions_per_s", "latency_s", "cpu_ms_a_step")
+                cells = [f"{ratio[name]:.2f}" for name in names]
+                yield [called, label.partition(",")[0], way, other.replace("_", "-"), *cells]
 
 
 def table(cells: Iterator[list[str]]) -> str:
@@ -81,6 +82,7 @@ def draw(results: dict[str, Any], stem: Path) -> list[Path]:
         "bare": "bare loop",
         "skeleton": "skeleton",
         "trim": "trim-graph",
+        "driver": "trim-graph, without LangGraph's loop",
         "streamed": "trim-graph, streamed",
         "lock_step": "lock-step",
     }
@@ -113,8 +115,9 @@ def draw(results: dict[str, Any], stem: Path) -> list[Path]:
     left.legend(fontsize=7, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
     if "graph" in results:
         spent = results["graph"]["cpu"]["ms_a_step"]
-        order = ("bare", "empty", "skeleton", "trim")
+        order = ("bare", "driver", "empty", "skeleton", "trim")
         shown = {
+            "driver": "without\nthe loop",
             "empty": "four empty\nnodes",
             "bare": "bare\nloop",
             "skeleton": "skeleton",

@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 
 from trim_graph import ScorableStep, create_trim_graph
 from trim_graph.conversation import DEFAULT_INSTRUCTION, compose
+from trim_graph.driver import final_state
 from trim_graph.policies import threshold
 from trim_graph.segmentation import DEFAULT_DELIMITER, is_step
 
@@ -65,6 +66,18 @@ def trim(models: Models) -> Way:
     async def solve(question: str) -> Solved:
         begun = time.perf_counter()
         result = await graph.ainvoke({"messages": [HumanMessage(question)]})
+        return _solved(str(result["messages"][-1].text), result["trim"], time.perf_counter() - begun, None)
+
+    return solve
+
+
+def driver(models: Models) -> Way:
+    """It, by `trim_graph.driver`: without LangGraph's loop, as an evaluation and the server run it."""
+    graph = graph_of(models)
+
+    async def solve(question: str) -> Solved:
+        begun = time.perf_counter()
+        result: Any = await final_state(graph, [HumanMessage(question)])
         return _solved(str(result["messages"][-1].text), result["trim"], time.perf_counter() - begun, None)
 
     return solve
