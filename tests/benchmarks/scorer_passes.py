@@ -39,7 +39,8 @@ from trim_graph.examples.arithmetic import PRM, problems
 from trim_graph.policies import threshold
 from trim_graph.testing import ScriptedChatModel
 
-LENGTHS = (10, 40, 100)
+LENGTHS = (10, 30, 100, 200)
+"""Steps of a solution. The PRM of the examples has 2048 positions, which 200 steps do not fit."""
 RUNS = 64
 _CACHE = "--enable-prefix-caching"
 _NO_CACHE = "--no-enable-prefix-caching"
@@ -91,7 +92,7 @@ def random_scorer(folder: Path) -> Path:
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=2048,
+        max_position_embeddings=8192,
         tie_word_embeddings=False,
         dtype="float32",
         id2label={0: "right"},
@@ -120,7 +121,7 @@ def served(weights: Path, options: list[str]) -> Iterator[str]:
 
 
 def solution(steps: int) -> tuple[str, list[dict[str, Any]]]:
-    """A question and right steps of several problems, the shortest: 100 are within the PRM's 2048 tokens."""
+    """A question and right steps of several problems, the shortest: of 100 the PRM holds all tokens."""
     found = problems("standard", 200, seed=5)
     texts = sorted({step for problem in found for step in problem.steps}, key=len)[:steps]
     return found[0].question, [ScorableStep(text) for text in texts]
@@ -137,7 +138,7 @@ def step_by_step(name: str, url: str, local: TransformersProcessReward) -> list[
     rows = []
     scorer = VLLMProcessReward("prm", base_url=url, tokenizer=local.model)
     scorer.score(*solution(1))
-    for steps in LENGTHS:
+    for steps in LENGTHS if name.startswith("random") else LENGTHS[:-1]:
         question, records = solution(steps)
         question = f"{steps}: {question}"  # else the cache held the first steps already
         before, begun, read = cached_tokens(url), time.monotonic(), 0
@@ -210,7 +211,7 @@ def together_vllm(name: str, url: str) -> Together:
 
 def together_here(local: TransformersProcessReward) -> Together:
     """64 runs at once, scored in this process."""
-    engine, _ = local._load()
+    engine = local._load()[0]
     run, sizes = engine.worker._run, []
 
     def counted(batch: list[Any]) -> None:

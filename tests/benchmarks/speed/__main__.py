@@ -56,6 +56,7 @@ BATCHING: dict[str, tuple[int, float | None]] = {
     "apart": (1, None),
     **{f"factor {factor:g}": (TOGETHER, factor) for factor in (0.25, 1.0, 4.0)},
     ADAPTIVE: (TOGETHER, None),
+    **{f"{ADAPTIVE}, {most} a request": (most, None) for most in (32, 64)},
 }
 """Most calls that go as one request, and the wait factor, by the names of the ways to batch."""
 
