@@ -530,3 +530,33 @@ def test_runs_are_made_at_the_same_time(tmp_path):
         return once(task)
 
     assert len(collect_runs(tmp_path / "runs.jsonl", "ab", together, runs_per_task=1, concurrency=2)) == 2
+
+
+def test_a_scorer_is_trained_on_labels_of_turns_and_rates_turns(tmp_path):
+    from trim_graph import ScorableStep
+    from trim_graph.adapters import TransformersProcessReward
+    from trim_graph.examples import arithmetic
+    from trim_graph.training.scorer import ScorerTraining, train_scorer
+
+    runs = []
+    for task in range(12):
+        for right in (True, False):
+            recorder = AgentRecorder()
+            turn = calling(("lookup", {"name": "Eve" if right else "Mallory"}), by="s")
+            result = run(small_agent(recorder, [turn, "Done."]), f"Who is number {task}?")
+            runs.append(recorder.record(result, lambda final, right=right: right, task=str(task)))
+    assert write_labels(tmp_path / "labels.jsonl", runs) == 24
+    training = ScorerTraining(validation=0.25, test=0.25)
+    trained = train_scorer(
+        [tmp_path / "labels.jsonl"], base=str(arithmetic.SMALL), out=tmp_path / "scorer", training=training
+    )
+    assert trained.file.method == "outcome"
+    assert trained.file.metrics["steps"]["auc"] > 0.9
+    scorer = TransformersProcessReward(trained.folder)
+    right, wrong = (
+        scorer.score(
+            "Who is number 3?", [ScorableStep(f'[tool_call] lookup {{"name": "{name}"}}').as_turn(None)]
+        ).scores[0]
+        for name in ("Eve", "Mallory")
+    )
+    assert right > wrong

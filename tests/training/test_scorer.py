@@ -68,6 +68,12 @@ def scored(folder, solutions):
     return [prm.score(one.question, one.scorable_steps()).scores for one in solutions]
 
 
+def plain_scores(folder, solution):
+    """The head's scores, without token probabilities."""
+    texts = [ScorableStep(text) for text in solution.steps]
+    return TransformersProcessReward(folder).score(solution.question, texts).scores
+
+
 def test_a_trained_head_tells_right_from_wrong_where_an_untrained_one_does_not(labels, head):
     found = head.file.metrics["steps"]
     assert found["auc_interval"].low > 0.5
@@ -160,6 +166,40 @@ def test_token_probability_is_compared_on_the_same_steps(head):
     assert found["n"] == head.file.metrics["steps"]["n"]
     assert found["difference"] == pytest.approx(found["auc"] - found["auc_of_other"])
     assert found["better"] is (found["difference_interval"].low > 0)
+
+
+def test_training_ends_early_and_keeps_the_weights_of_the_least_validation_loss(few, tmp_path, monkeypatch):
+    losses = []
+
+    class Evaluated(scorer_module._StepTrainer):
+        def evaluate(self, *args, **kwargs):
+            found = super().evaluate(*args, **kwargs)
+            losses.append(found["eval_loss"])
+            return found
+
+    monkeypatch.setattr(scorer_module, "_StepTrainer", Evaluated)
+    headings = []
+    training = ScorerTraining(
+        tuning="full", epochs=50, evaluations=1, patience=2, learning_rate=0.03, validation=0.3, test=0.0
+    )
+    trained = train_scorer(
+        [few], base=str(SMALL), out=tmp_path / "full", training=training, on_progress=headings.append
+    )
+    steps = [heading for heading in headings if heading.phase == "training"]
+    assert steps[-1].done < steps[-1].total
+    best = int(np.argmin(losses))
+    assert len(losses) == best + 1 + training.patience
+    # The kept weights have the least loss of all, up to the calibration of the head, which lowers it.
+    split = held_out(few, validation=0.3, test=0.0)
+    values = [
+        (target, score)
+        for one in split.validation
+        for target, score in zip(one.targets, plain_scores(trained.folder, one), strict=True)
+        if target is not None
+    ]
+    targets, scores = np.array(values).T.clip(1e-9, 1 - 1e-9)
+    kept = float(-(targets * np.log(scores) + (1 - targets) * np.log(1 - scores)).mean())
+    assert kept < losses[best] + 0.01
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
