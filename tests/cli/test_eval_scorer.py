@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from trim_graph.evaluation.records import TOKENS
+from trim_graph.evaluation.traces import read_traces
 from trim_graph.testing import ScriptedScorer
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "processbench_gsm8k.json"
@@ -226,6 +227,45 @@ class TestAgainstTokenProbability:
         assert result.exit_code == 2
         assert "no step in traces.jsonl has a mean token probability" in result.stderr
         assert not scorer.calls
+
+
+def test_a_scorer_that_weighs_token_probabilities_says_that_a_file_has_none(scorer, run, tmp_path):
+    scorer.reads_token_probability = True
+    (tmp_path / "traces.jsonl").write_text(
+        json.dumps(labelled("q", ("fine", True, None), ("wrong", False, None)))
+    )
+    result = run("eval-scorer", "traces.jsonl")
+    assert result.exit_code == 0, result.output
+    assert "traces.jsonl: the scorer also weighs token probabilities, and no step has one" in result.stderr
+
+
+def test_windows_of_collected_steps_are_rated(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "trim.yaml").write_text(
+        "small: {type: example}\nlarge: {type: example}\npolicy: {type: threshold, t: 0.5}\n"
+        "scorer: {type: token_probability, statistic: lowest_window, window: 3}\n"
+    )
+    questions = ("--config", "trim.yaml", "--dataset", "arithmetic:standard", "-n", "6", "--label-steps")
+    result = run("collect", *questions, "--policy", "small_only", "--out", "traces.jsonl")
+    assert result.exit_code == 0, result.output
+    result = run("eval-scorer", "traces.jsonl", "--config", "trim.yaml", "--out", "rated")
+    assert result.exit_code == 0, result.output
+    seen, rated = (
+        [step for trace in read_traces(file) for step in trace["steps"]]
+        for file in ("traces.jsonl", "rated/traces.traces.jsonl")
+    )
+    assert [step["lowest_window_probability"] for step in seen] == [step["score"] for step in rated]
+
+
+def test_a_window_that_no_step_has_is_refused(run, tmp_path):
+    (tmp_path / "traces.jsonl").write_text(json.dumps(labelled("q", ("fine", True, 0.9))))
+    window = "{type: token_probability, statistic: lowest_window}"
+    result = run("eval-scorer", str(tmp_path / "traces.jsonl"), "--scorer", window)
+    assert result.exit_code == 2
+    assert (
+        "has a lowest window probability; label or collect solutions of a small model with the same scorer"
+        in (" ".join(result.stderr.split()))
+    )
 
 
 def test_the_area_within_kinds_is_that_of_pairs_of_one_kind(scorer, run, tmp_path):

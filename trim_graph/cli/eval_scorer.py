@@ -25,6 +25,7 @@ from trim_graph.evaluation.scorer_metrics import (
     read_labelled,
     score_labelled,
     scored_trace,
+    window_probabilities,
 )
 from trim_graph.evaluation.traces import Trace, write_traces
 from trim_graph.storage.journal import Journal
@@ -57,12 +58,14 @@ def run_eval_scorer(options: EvalScorerOptions) -> int:
         compiled_pattern(options.pattern)
     sets = [_Set(file, config, options) for file in options.data]
     for one in sets:
-        if any(part.type == "token_probability" for part in scorer_parts(config.scorer)):
-            one.check_token_probabilities(
-                "the scorer token_probability rates only what a model writes in a run"
-            )
+        for part in scorer_parts(config.scorer):
+            if part.type == "token_probability":
+                one.check_reported(
+                    "the scorer token_probability rates only what a model writes in a run",
+                    part.statistic,
+                )
         if options.against is not None:
-            one.check_token_probabilities("--against token_probability")
+            one.check_reported("--against token_probability", "mean")
     with ExitStack() as stack:
         folder = options.out or Path(stack.enter_context(TemporaryDirectory()))
         for one in sets:
@@ -161,19 +164,26 @@ class _Set:
         """Returns whether any step has a mean token probability."""
         return any(one is not None for found in self.solutions() for one in found["token_probabilities"])
 
-    def check_token_probabilities(self, wanted_by: str) -> None:
-        """Refuses a file without them.
+    def check_reported(self, wanted_by: str, statistic: str) -> None:
+        """Refuses a file in which no step has a statistic of its token probabilities.
 
         Args:
-            wanted_by: The setting that needs them.
+            wanted_by: The setting that needs it.
+            statistic: ``mean`` or ``lowest_window``.
 
         Raises:
-            InputError: No step has a mean token probability.
+            InputError: No step has it.
         """
-        if not self.has_token_probabilities():
+        if statistic == "mean":
+            known, name, fix = self.has_token_probabilities(), "mean token probability", "logprobs: true"
+        else:
+            windows = (one for found in self.solutions() for one in window_probabilities(found))
+            known, name = any(one is not None for one in windows), "lowest window probability"
+            fix = "the same scorer in the configuration"
+        if not known:
             raise InputError(
-                f"{wanted_by}: no step in {self.file} has a mean token probability; label or "
-                "collect solutions of a small model with logprobs: true"
+                f"{wanted_by}: no step in {self.file} has a {name}; label or collect solutions of a small "
+                f"model with {fix}"
             )
 
     def extras(self, rated: list[Rated]) -> Extras:

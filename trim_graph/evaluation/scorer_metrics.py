@@ -722,10 +722,7 @@ async def score_labelled(
     asked, waiting = as_scorer(scorer), iter(enumerate(solutions))
 
     async def rated(index: int, solution: LabelledSolution) -> Trace:
-        steps = [
-            ScorableStep(text, mean_token_probability=probability)
-            for text, probability in zip(solution["steps"], solution["token_probabilities"], strict=True)
-        ]
+        steps = _to_be_rated(solution)
         try:
             reply = read_scores(await asked.ascore(solution["question"], steps), len(steps))
         except Exception as error:
@@ -742,6 +739,24 @@ async def score_labelled(
     finally:
         for task in pending:
             task.cancel()
+
+
+def _to_be_rated(solution: LabelledSolution) -> list[ScorableStep]:
+    known = zip(
+        solution["steps"], solution["token_probabilities"], window_probabilities(solution), strict=True
+    )
+    return [
+        ScorableStep(text, mean_token_probability=mean, lowest_window_probability=lowest)
+        for text, mean, lowest in known
+    ]
+
+
+def window_probabilities(solution: LabelledSolution) -> list[float | None]:
+    """Returns the lowest window probability of each step; None where nobody measured it."""
+    trace = solution["trace"]
+    if trace is None:
+        return [None] * len(solution["steps"])
+    return [step.get("lowest_window_probability") for step in trace["steps"]]
 
 
 def _trace(
