@@ -61,6 +61,7 @@ bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.http
 	$(BIN)/python -m tests.benchmarks.speed graph
 	$(BIN)/python -m tests.benchmarks.speed paced
+	$(BIN)/python -m tests.benchmarks.speed workers
 	TRIM_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m tests.benchmarks.speed servers
 	TRIM_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m tests.benchmarks.speed crowd
 	TRIM_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m tests.benchmarks.speed batching

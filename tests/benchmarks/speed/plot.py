@@ -124,7 +124,7 @@ def draw(results: dict[str, Any], stem: Path) -> list[Path]:
             "trim": "trim-\ngraph",
         }
         right.bar([shown[name] for name in order], [spent[name] for name in order], color=COLOURS[2])
-        right.tick_params(axis="x", labelsize=7)
+        right.tick_params(axis="x", labelsize=6)
         right.set_ylabel("CPU ms a step, instant models")
     png, svg = save_plot(figure, stem)
     svg.unlink()  # the README shows the other
