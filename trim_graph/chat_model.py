@@ -238,7 +238,7 @@ class TrimChatModel(BaseChatModel):
         if unknown:
             raise ValueError(
                 f"TrimChatModel does not know the call setting(s) {', '.join(unknown)}; it takes stop, "
-                "max_tokens and trim (settings as in TrimContext); what the two models go by is set on them"
+                "max_tokens and trim (settings as in TrimContext); other settings are set on the two models"
             )
         check_call_settings(dict(kwargs))
         given, limit = kwargs.get("trim"), kwargs.get("max_tokens")

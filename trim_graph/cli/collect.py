@@ -26,7 +26,7 @@ DEFAULT_N = 1000
 
 
 def run_collect(request: CollectOptions) -> None:
-    """Collect the traces that a request asks for, or what is left of them.
+    """Collects the traces that a request asks for, or what is left of them.
 
     Raises:
         TrimError: The request cannot be fulfilled.

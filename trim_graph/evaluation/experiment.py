@@ -72,7 +72,7 @@ class RunConfig:
 
     @property
     def distinct(self) -> int:
-        """How many questions are run, and count."""
+        """Number of questions that are run and counted."""
         return self.n - len(self.repeats)
 
 

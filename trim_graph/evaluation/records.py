@@ -349,8 +349,8 @@ class ArmSettings(TypedDict):
     family: str
     """Arms of one family are points of one curve."""
     policy: dict[str, Any]
-    """As a configuration names it, files by their content. Of an arm that is composed of the outcomes of the
-    models alone, what it is composed by."""
+    """As a configuration names it, files by their content. An arm that is composed of the outcomes of the
+    models alone has the rule of its composition here."""
 
 
 class RunSettings(TypedDict):

@@ -109,7 +109,7 @@ class Places:
 
 
 class Gathered:
-    """Everything of the rows, after one pass over them.
+    """Totals, places and outcomes of the rows, after one pass over them.
 
     Args:
         rows: Of any order.
