@@ -21,9 +21,9 @@ from .records import SETTINGS as SETTINGS_FILE
 from .records import (
     VERSION,
     ArmSettings,
+    EvaluationSettings,
     Record,
     Row,
-    RunSettings,
     WorkItem,
     check_folder,
     failed_in_grader,
@@ -261,7 +261,7 @@ class ExperimentRunner:
 
     def write_settings(self) -> None:
         """Writes what the run is to its folder."""
-        settings = RunSettings(version=VERSION, settings=self.run_config.settings, arms=self.arms)
+        settings = EvaluationSettings(version=VERSION, settings=self.run_config.settings, arms=self.arms)
         write_json(self.folder / SETTINGS_FILE, settings)
 
     def metric_columns(self, arm: str) -> MetricColumns:

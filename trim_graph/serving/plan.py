@@ -238,7 +238,7 @@ def _shares(
         for name in tenants:
             size = weights_bytes(_weights(name, entries[name], folder))
             sizes[name] = size and size // max(1, len(entries[name].serve.gpu))
-        for name, share in share_out(given, sizes, gpu).items():
+        for name, share in divide_memory(given, sizes, gpu).items():
             shares[name] = min(share, shares.get(name, 1.0))
     return shares
 
@@ -356,7 +356,7 @@ def weights_bytes(weights: str) -> int | None:
     return int(max(sizes) * 1e9 * _BYTES_PER_WEIGHT) if sizes else None
 
 
-def share_out(
+def divide_memory(
     given: Mapping[str, float | None], sizes: Mapping[str, int | None], gpu: Hashable
 ) -> dict[str, float]:
     """Divides one GPU's memory among its servers.
