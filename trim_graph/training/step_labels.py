@@ -28,7 +28,7 @@ from trim_graph.budget import Writer
 from trim_graph.errors import SettingsError, TrimError
 from trim_graph.evaluation import Question
 from trim_graph.evaluation.records import TOKENS, RecordStep
-from trim_graph.evaluation.runner import MAX_CONSECUTIVE_FAILURES, Executor
+from trim_graph.evaluation.runner import MAX_CONSECUTIVE_FAILURES, Executor, run_each
 from trim_graph.evaluation.scorer_metrics import labels_from, read_labelled
 from trim_graph.evaluation.traces import Trace
 from trim_graph.state import Step
@@ -476,8 +476,8 @@ class StepLabeller:
                 phase.advance(failed=record["error"] is not None)
             self._give_up(record["error"])
 
-        await self.executor.map(
-            ContinueSolutions(self.settings.seed),
+        await run_each(
+            await self.executor.setup(ContinueSolutions(self.settings.seed)),
             requests,
             concurrency=min(self.settings.concurrency, len(requests)),
             on_result=keep,
@@ -593,8 +593,8 @@ class StepLabeller:
             self._give_up(record["error"])
 
         with self.show("judgements", len(readings)) as phase:
-            await self.executor.map(
-                JudgeSolutions(),
+            await run_each(
+                await self.executor.setup(JudgeSolutions()),
                 readings,
                 concurrency=min(self.settings.concurrency, len(readings)),
                 on_result=keep,
