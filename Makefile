@@ -32,7 +32,7 @@ FAST := tests/nodes tests/policies tests/config tests/storage/test_checkpoint.py
 	$(addprefix tests/agents/test_,$(addsuffix .py,middleware failures rendering)) \
 	$(addprefix tests/adapters/test_,$(addsuffix .py,scorers usage)) \
 	$(addprefix tests/test_,$(addsuffix .py,chat_model conversation cut_off embedding graph runtime segmentation \
-	segmentation_text settings streaming summary testing))
+	segmentation_text settings streaming structure summary testing))
 
 # In two processes; by folder, so that each server that tests need is started once.
 test: $(READY)

@@ -18,7 +18,7 @@ from typing import Any
 from trim_graph.errors import InputError
 from trim_graph.evaluation.comparison import LARGE, QUERY_LEVEL, SMALL
 from trim_graph.evaluation.metrics import Interval
-from trim_graph.evaluation.plots import Point, draw_accuracy, save_plot
+from trim_graph.evaluation.plots import ArmPoint, draw_accuracy, save_plot
 
 TARGETS = ("50", "80", "95")
 SOLUTIONS = {
@@ -302,10 +302,10 @@ def draw(document: Mapping[str, Any], stem: Path) -> None:
             file.unlink()
 
 
-def _point(arm: Mapping[str, Any], family: str) -> Point:
+def _point(arm: Mapping[str, Any], family: str) -> ArmPoint:
     accuracy, share = (arm["metrics"][key] for key in ("accuracy", "share"))
     spread = accuracy["interval"]
-    return Point(family, share["value"] or 0.0, accuracy["value"], None, spread and Interval(*spread))
+    return ArmPoint(family, share["value"] or 0.0, accuracy["value"], None, spread and Interval(*spread))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

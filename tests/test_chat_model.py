@@ -190,7 +190,7 @@ def test_a_call_that_names_no_policy_is_refused_and_the_setting_named(model):
         (["s"], ""),
     ],
 )
-async def test_stop_strings(rig, model, stop, text):
+async def test_a_text_ends_at_a_stop_string_wherever_it_is(rig, model, stop, text):
     whole = model.invoke("?", stop=stop)
     assert whole.content == text
     assert (whole.response_metadata["stop_reason"] is None) == (text == TEXT)

@@ -290,7 +290,7 @@ def test_subgraphs_true_gives_step_events_and_accepted_text_only(rig):
     assert events == ["started", *step * 4, "finished"]
     chunks = [item[0] for _, mode, item in stream if mode == "messages"]
     assert "".join(chunk.text for chunk in chunks) == TEXT
-    assert "small two" not in "".join(chunk.text for chunk in chunks), "the draft that was turned down"
+    assert "small two" not in "".join(chunk.text for chunk in chunks), "the rejected draft"
 
 
 @pytest.mark.parametrize("wrapped", [False, True], ids=["shared messages", "wrapper node"])

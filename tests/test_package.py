@@ -202,7 +202,7 @@ def test_an_unknown_name_is_an_attribute_error():
         "import trim_graph.cli",
     ],
 )
-def test_imports_stay_light(statement):
+def test_an_import_loads_no_heavy_package(statement):
     heavy = (
         "torch",
         "vllm",

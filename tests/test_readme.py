@@ -8,7 +8,7 @@ from textwrap import dedent
 import pytest
 import yaml
 
-from trim_graph import create_trim_graph
+from trim_graph import create_trim_chat_model, create_trim_graph
 from trim_graph.config import TrimConfig
 
 ROOT = Path(__file__).parent.parent
@@ -38,6 +38,12 @@ def test_the_example_of_create_trim_graph_runs(capsys):
     text, steps = capsys.readouterr().out.rsplit("\n", 2)[:2]
     assert text == "12 * 12 is 12 * 10 + 12 * 2.\n\nThe answer is \\boxed{144}."
     assert steps == "{'small': 1, 'large': 1}"
+
+
+def test_the_example_of_create_trim_chat_model_runs(capsys):
+    (block,) = blocks("python", inspect.getdoc(create_trim_chat_model))
+    exec(compile(dedent(block), "create_trim_chat_model", "exec"), {})
+    assert capsys.readouterr().out == "12 * 12 is 12 * 10 + 12 * 2.\n\nThe answer is \\boxed{144}."
 
 
 def test_the_configuration_is_valid():

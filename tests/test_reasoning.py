@@ -152,7 +152,7 @@ def test_a_handover_is_cut_into_both_parts(make):
     assert rig.ask()["trim"]["parts"]["reasoning"] == {"small": 0, "large": 3}
 
 
-def test_other_tags(make):
+def test_reasoning_in_other_tags_is_found(make):
     text = TEXT.replace("think>", "reason>")
     tags = {"open": "<reason>", "close": "</reason>"}
     rig = make(model(text), model(text), scores={}, thinking=tags)
@@ -168,7 +168,7 @@ def test_without_reasoning_nothing_is_said_of_parts(make, rig):
     assert off.ask()["messages"][-1].content == TEXT
 
 
-def test_with_another_segmentation(make):
+def test_reasoning_is_found_with_another_segmentation(make):
     text = "<think>\nStep 1: one\nStep 2: two</think>Step 3: \\boxed{3}"
     rig = make(model(text), model(text), scores={}, segmentation=pattern(r"\n(?=Step \d)"))
     assert [part for part, _ in part_texts(rig)] == ["reasoning", "reasoning", "answer"]

@@ -31,7 +31,7 @@ def build():
     return builder.add_conditional_edges("look", way, {"again": "look", "end": "__end__"}).compile()
 
 
-def test_synchronously():
+def test_a_synchronous_run_loops_until_its_branch_ends():
     assert build().invoke({"seen": []}) == {"seen": ["look", "look"]}
 
 

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trim_graph.segmentation import is_step, join_steps, share_out, split_steps
+from trim_graph.segmentation import divide_tokens, is_step, join_steps, split_steps
 
 paragraph = st.text(alphabet="ab1 .-\n$", min_size=1, max_size=12)
 solution = st.lists(paragraph, max_size=8).map("\n\n".join)
@@ -58,7 +58,7 @@ def test_plain_paragraphs_survive_joining_and_splitting(steps: list[str]):
 
 @given(st.integers(0, 5000), st.lists(st.text(max_size=30), min_size=1, max_size=20))
 def test_shared_out_tokens_add_up_and_are_never_negative(total: int, texts: list[str]):
-    shares = share_out(total, texts)
+    shares = divide_tokens(total, texts)
     assert sum(shares) == total
     assert min(shares) >= 0
     assert len(shares) == len(texts)

@@ -29,6 +29,11 @@ def test_keywords_are_those_of_the_settings_with_their_types():
         assert kinds(hints[name]) == kinds(Settings.model_fields[name].annotation), name
 
 
+def test_the_docstring_of_create_trim_graph_names_every_setting():
+    documented = (create_trim_graph.__doc__ or "").partition("**settings:")[2]
+    assert {name for name in get_type_hints(RunSettings) if f"``{name}``" not in documented} == set()
+
+
 def test_a_context_has_the_settings_of_a_call_with_their_bounds_and_descriptions():
     hints = get_type_hints(ContextSettings)
     assert set(TrimContext.model_fields) == set(hints)

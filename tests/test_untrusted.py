@@ -70,7 +70,7 @@ def test_a_text_is_a_step_like_any_other(make, text, way):
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("text", LONG.values(), ids=LONG)
-def test_a_megabyte_ends(make, text, way):
+def test_a_run_on_a_megabyte_of_text_ends(make, text, way):
     wild = ScriptedChatModel(script=lambda prefix: text, honours_max_tokens=False)
     rig = make(wild, wild, scorer=always(0.0), segmentation=way, max_steps=3)
     result = rig.ask(f"?{text}" if len(text) < 500_000 else "?")

@@ -238,7 +238,7 @@ class TrimChatModel(BaseChatModel):
         if unknown:
             raise ValueError(
                 f"TrimChatModel does not know the call setting(s) {', '.join(unknown)}; it takes stop, "
-                "max_tokens and trim (settings as in TrimContext); what the two models go by is set on them"
+                "max_tokens and trim (settings as in TrimContext); other settings are set on the two models"
             )
         check_call_settings(dict(kwargs))
         given, limit = kwargs.get("trim"), kwargs.get("max_tokens")
@@ -267,7 +267,7 @@ def create_trim_chat_model(
     stop: list[str] | None = None,
     **settings: Unpack[RunSettings],
 ) -> TrimChatModel:
-    """Builds a trim graph as a chat model.
+    r"""Builds a trim graph as a chat model.
 
     Args:
         small: Chat model that drafts every step; this and the others are as in `create_trim_graph`.
@@ -281,10 +281,24 @@ def create_trim_chat_model(
             ``usage_metadata``.
         name: Name of the graph, in traces.
         stop: Stop strings of calls without ``stop``.
-        **settings: Fields of `Settings`, such as ``max_steps``.
+        **settings: Fields of `Settings`, as in `create_trim_graph`.
 
     Raises:
         SettingsError: A setting is wrong or missing; the message names it.
+        ImportError: The package of a model's provider is not installed; the message names it.
+
+    Example:
+        ```python
+        from trim_graph import create_trim_chat_model
+        from trim_graph.testing import ScriptedChatModel, ScriptedScorer
+
+        small = ScriptedChatModel(script=["12 * 12 is 12 * 10 + 12 * 2.", r"I guess \boxed{142}."])
+        large = ScriptedChatModel(script=["12 * 12 = 120 + 24.", r"The answer is \boxed{144}."])
+        scorer = ScriptedScorer({r"I guess \boxed{142}.": 0.1})
+        model = create_trim_chat_model(small, large, scorer, policy=0.5)
+        for chunk in model.stream("What is 12 * 12?", trim={"max_steps": 8}):
+            print(chunk.text, end="")  # the second step is the large model's
+        ```
     """
     small, large = as_chat_model("small", small), as_chat_model("large", large)
     graph = create_trim_graph(

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +25,7 @@ from trim_graph.config import TrimConfig
 from trim_graph.config.schema import models_of
 from trim_graph.errors import SettingsError, TrimError, counted, shown_address
 from trim_graph.evaluation.arms import code_identity
-from trim_graph.evaluation.runner import Item, Models, Result, Task, run_each
+from trim_graph.evaluation.runner import Item, Models, Result, Task
 
 REACHED_IN = 5.0
 """Seconds for a connection to be taken."""
@@ -137,25 +137,22 @@ class RayExecutor:
             _report(f"{len(self._live)} of {self.count} workers: {self._why}")
             self.count = len(self._live)
 
-    async def map(
-        self,
-        task: Task[Item, Result],
-        items: Iterable[Item],
-        *,
-        concurrency: int,
-        on_result: Callable[[Result], None],
-    ) -> None:
-        """Does a task; see `trim_graph.evaluation.runner.Executor.map`.
+    async def setup(self, task: Task[Item, Result]) -> Callable[[Item], Awaitable[Result]]:
+        """Starts the workers and returns a function that has one of them do the task.
 
         Raises:
-            TrimError: `TRIES` workers have died at one item, or no worker is left.
+            TrimError: No worker could be placed, or none could load its models.
         """
         await self.ready()
         self._turns += 1
-        work = partial(self._run, self._turns, task)
-        await run_each(work, items, concurrency=concurrency, on_result=on_result)
+        return partial(self._run, self._turns, task)
 
     async def _run(self, turn: int, task: Any, item: Any) -> Any:
+        """Has the least busy worker do a task on an item.
+
+        Raises:
+            TrimError: `TRIES` workers have died at the item, or no worker is left.
+        """
         errors = self._ray.exceptions
         for _ in range(TRIES):
             worker = await self._least_busy()

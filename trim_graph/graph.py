@@ -97,7 +97,7 @@ def create_trim_graph(
         **settings: Fields of `Settings`, which documents each: ``max_steps``, ``max_step_tokens``,
             ``max_tokens``, ``delimiter``, ``segmentation`` (see `trim_graph.segmentation`; or a function),
             ``thinking``, ``instruction``, ``max_repeats``, ``seed``, ``on_scorer_error``, ``on_large_error``,
-            ``on_small_error``, ``ask_below``, ``lookahead``, ``warm_large``, ``quotas``.
+            ``on_small_error``, ``ask_below``, ``lookahead``, ``warm_large``, ``large_alone``, ``quotas``.
 
     Returns:
         A compiled graph from ``{"messages": [...]}`` to ``{"messages": [..., AIMessage], "trim": ...}``.

@@ -1,4 +1,4 @@
-"""What this process is: the version of its code, and its name.
+"""The version of this process's code, and its name.
 
 A call in flight under another name was interrupted by a crash.
 """

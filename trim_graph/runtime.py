@@ -279,7 +279,7 @@ def _waited(state: TrimState, invocation: Invocation | None) -> TrimState:
 
 
 def call_with_timeout(seconds: float | None, call: Callable[[], T]) -> T:
-    """Calls a function, and stop waiting for it `GRACE` seconds after its time limit.
+    """Calls a function, and stops waiting for it `GRACE` seconds after its time limit.
 
     A thread cannot be ended from outside: a function that hangs keeps its daemon thread, and its result is
     dropped.

@@ -199,7 +199,7 @@ def split_steps(text: str, delimiter: str = DEFAULT_DELIMITER) -> list[str]:
     return steps
 
 
-def share_out(total: int, texts: list[str]) -> list[int]:
+def divide_tokens(total: int, texts: list[str]) -> list[int]:
     """Returns the shares of ``total`` tokens for texts, by their lengths; the shares sum to ``total``."""
     lengths = [len(text) or 1 for text in texts]
     weight = sum(lengths)

@@ -70,7 +70,7 @@ class Qwen2ForProcessRewardModel(Qwen2PreTrainedModel):  # type: ignore[no-untyp
         attention_mask: torch.Tensor | None = None,
         positions: Positions | None = None,
     ) -> torch.Tensor:
-        """Logits of the labels.
+        """Returns the logits of the labels.
 
         Args:
             input_ids: Token ids, (batch, length).
@@ -103,7 +103,7 @@ class LinearHead:
     def hidden(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, positions: Positions
     ) -> torch.Tensor:
-        """Last hidden states at ``positions``, (number of positions, hidden size)."""
+        """Returns the last hidden states at ``positions``, (number of positions, hidden size)."""
         backbone = getattr(self, self.base_model_prefix)  # type: ignore[attr-defined]
         output = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         states: torch.Tensor = output.last_hidden_state[positions]
@@ -112,7 +112,7 @@ class LinearHead:
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, positions: Positions
     ) -> torch.Tensor:
-        """Values at ``positions``, (number of positions, 1), in float32."""
+        """Returns the values at ``positions``, (number of positions, 1), in float32."""
         states = self.hidden(input_ids, attention_mask, positions)
         # Three digits of bfloat16 are too few for a sum over thousands of products.
         value: torch.Tensor = nn.functional.linear(
@@ -153,7 +153,7 @@ def linear_scorer(config: PreTrainedConfig) -> Any:
 
 
 def _pretrained_class(backbone: Any) -> Any:
-    """The class next to `PreTrainedModel`, which knows the model type's prefix and initialisation."""
+    """Returns the class next to `PreTrainedModel`, which knows the model type's prefix and initialisation."""
     return next(
         kind
         for kind in reversed(backbone.__mro__)
@@ -183,7 +183,7 @@ class AnswerLogits(nn.Module):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, positions: Positions
     ) -> torch.Tensor:
-        """Logits (wrong, right) of the next token at ``positions``, (number of positions, 2)."""
+        """Returns the logits (wrong, right) of the next token at ``positions``, (number of positions, 2)."""
         output = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         logits: torch.Tensor = output.last_hidden_state[positions].float() @ self.answers.float().T
         return logits

@@ -219,7 +219,7 @@ def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
 
 
 def _pad_id(tokenizer: Any, end_ids: frozenset[int]) -> int:
-    """Any id will do: padding is masked."""
+    """Returns the id for padding; any will do, because padding is masked."""
     if tokenizer.pad_token_id is not None:
         return int(tokenizer.pad_token_id)
     return min(end_ids, default=0)

@@ -64,7 +64,7 @@ class TransformersProcessReward(StackedReward, TransformersPRMSettings):
         return {**state, "__pydantic_private__": {"_loaded": None}}
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        """A copy shares the weights."""
+        """Returns a copy that shares the weights."""
         return self.__copy__()
 
     def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:

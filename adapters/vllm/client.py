@@ -327,7 +327,7 @@ async def retry(
 
 
 def backoff(state: RetryCallState) -> float:
-    """Seconds to wait before the next attempt: longer each time, and as long as the server asks."""
+    """Returns the seconds before the next attempt: more each time, and as many as the server asks."""
     error = state.outcome.exception() if state.outcome else None
     return max(_backoff(state), getattr(error, "retry_after", 0.0))
 

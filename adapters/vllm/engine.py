@@ -444,7 +444,7 @@ def start_engine(spec: EngineSpec) -> Any:
 
 
 def engine_processes() -> list[Any]:
-    """Processes of vLLM that this process has started."""
+    """Returns the processes of vLLM that this process has started."""
     return [child for child in multiprocessing.active_children() if child.name.startswith(_PROCESSES)]
 
 

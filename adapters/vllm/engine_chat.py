@@ -335,7 +335,7 @@ def sampling_params(
 
 
 def logprob_entries(choice: Any, top: int) -> list[dict[str, Any]]:
-    """Log-probabilities of an output's tokens, in the form of vLLM's chat endpoint.
+    """Returns log-probabilities of an output's tokens, in the form of vLLM's chat endpoint.
 
     Args:
         choice: vLLM's ``CompletionOutput``.
@@ -349,7 +349,7 @@ def logprob_entries(choice: Any, top: int) -> list[dict[str, Any]]:
 
 
 def entries_by_id(choice: Any) -> list[dict[str, Any]]:
-    """Log-probabilities of an output's tokens and of all that were read beside them, named by their ids."""
+    """Returns log-probabilities of an output's tokens and of all read beside them, named by their ids."""
     return [
         {
             "token": name_of(token),

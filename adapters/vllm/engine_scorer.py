@@ -77,7 +77,7 @@ class VLLMEngineProcessReward(StackedReward, EngineUser, VLLMEnginePRMSettings):
         return partial(type(self), **self.model_dump()), ()
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        """A copy shares the engine."""
+        """Returns a copy that shares the engine."""
         copy = type(self)(**self.model_dump())
         copy._ready = self._ready
         copy._known = self._known

@@ -217,9 +217,9 @@ class Route:
         return 0.0 if moves else backoff(state)
 
     async def post_once(self, path: str, payload: dict[str, Any]) -> Any:
-        """See `VLLMServer.post_once`."""
+        """Calls `VLLMServer.post_once` of the current attempt's server."""
         return await self.server.post_once(path, payload)
 
     def events(self, path: str, payload: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        """See `VLLMServer.events`."""
+        """Calls `VLLMServer.events` of the current attempt's server."""
         return self.server.events(path, payload)

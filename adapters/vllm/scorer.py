@@ -86,7 +86,7 @@ class ServedReward(ServedPRMSettings):
         return partial(type(self), **self.model_dump()), ()
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        """A copy asks the server anew."""
+        """Returns a copy that asks the server anew."""
         return type(self)(**self.model_dump())
 
 

@@ -401,7 +401,7 @@ def _count(name: str, value: Any) -> int:
 
 
 def _logprobs(found: Any) -> list[dict[str, Any]] | None:
-    """Log-probabilities of either endpoint in the form of the chat endpoint, without bytes.
+    """Returns log-probabilities of either endpoint in the form of the chat endpoint, without bytes.
 
     None where one is missing or cannot be true: then nothing is computed from them.
     """

@@ -25,7 +25,7 @@ _UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {ast.UAdd: operator.pos,
 
 
 def evaluate(expression: str) -> int | float:
-    """Work out an expression of numbers, brackets and ``+ - * / // % **``.
+    """Computes an expression of numbers, brackets and ``+ - * / // % **``.
 
     Args:
         expression: As in Python; at most 200 characters.

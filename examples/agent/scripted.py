@@ -18,17 +18,17 @@ MISTAKE = "sum(unit_price)"
 
 
 def small_turn(messages: Sequence[BaseMessage]) -> AIMessage:
-    """The small model's next turn."""
+    """Returns the small model's next turn."""
     return _turn(messages, MISTAKE, by="small")
 
 
 def large_turn(messages: Sequence[BaseMessage]) -> AIMessage:
-    """The large model's next turn."""
+    """Returns the large model's next turn."""
     return _turn(messages, "sum(quantity * unit_price)", by="large")
 
 
 def rating(messages: Sequence[BaseMessage]) -> str:
-    """The judge's digit."""
+    """Returns the judge's digit."""
     step = str(messages[-1].text).partition("Next step:")[2]
     return "1" if MISTAKE in step else "9"
 
@@ -46,7 +46,7 @@ def _turn(messages: Sequence[BaseMessage], total: str, *, by: str) -> AIMessage:
 
 
 def models() -> tuple[ScriptedToolModel, ScriptedToolModel, LLMJudge]:
-    """The small model, the large one, and the judge."""
+    """Returns the small model, the large one, and the judge."""
     judge = ScriptedToolModel(script=rating, name="scripted judge")
     return (
         ScriptedToolModel(script=small_turn, name="scripted small"),

@@ -173,5 +173,5 @@ def label_steps(problem: Problem, steps: Sequence[str]) -> list[bool]:
 
 
 def kind_of_step(problem: Problem, index: int) -> str:
-    """Name the kind of operation that step ``index`` should do; ``answer`` for the last one."""
+    """Names the kind of operation that step ``index`` should do; ``answer`` for the last one."""
     return problem.operations[index].kind if index < len(problem.operations) else "answer"

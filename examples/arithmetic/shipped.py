@@ -28,7 +28,7 @@ class Calibration:
     accuracy_small: float
     accuracy_large: float
     random: dict[str, Any]
-    """The random policy at that rate, as a `trim_graph.evaluation.calibration.Point`."""
+    """The random policy at that rate, as a `trim_graph.evaluation.calibration.MeasuredPoint`."""
     curve: list[dict[str, Any]]
     """One such point for each threshold."""
 

@@ -24,7 +24,7 @@ def example_model() -> TrimChatModel:
 
 
 def build_chain(model: Runnable[Any, Any]) -> Runnable[str, str]:
-    """Chain retriever, prompt, model and parser; `stream` gives each step as it is accepted.
+    """Chains retriever, prompt, model and parser; `stream` gives each step as it is accepted.
 
     Args:
         model: Any chat model.

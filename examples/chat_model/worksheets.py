@@ -45,5 +45,5 @@ class WordRetriever(BaseRetriever):
 
 
 def _words(text: str) -> set[str]:
-    """Words of four letters and more; the short ones say little."""
+    """Returns the words of four letters and more; the short ones say little."""
     return {word for word in re.findall(r"\w+", text.lower()) if len(word) > 3}

@@ -59,7 +59,7 @@ async def ask(graph: Any, user: str, thread: str, question: str) -> None:
 
 
 async def talk(folder: Path) -> None:
-    """Two users, three threads, at the same time."""
+    """Asks for two users on three threads at the same time."""
     questions = [problem.question for problem in problems("hard", 3, seed=1)]
     with open_ledger(f"sqlite:{folder / 'spend.db'}") as ledger:
         async with open_checkpointer(f"sqlite:{folder / 'runs.db'}") as checkpointer:
@@ -73,7 +73,7 @@ async def talk(folder: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Talk in the folder that is given, or in a temporary one."""
+    """Talks in the folder that is given, or in a temporary one."""
     given = sys.argv[1:] if arguments is None else arguments
     if given:
         asyncio.run(talk(Path(given[0])))

@@ -56,7 +56,7 @@ class Arithmetic:
 
 
 def _remaining(problem: Problem, before: list[str], *, errs: bool) -> list[str]:
-    """The steps that this writer would write, one after the other."""
+    """Returns the steps that this writer would write, one after the other."""
     steps: list[str] = []
     while (step := _next(problem, [*before, *steps], errs=errs)) is not None:
         steps.append(step)
@@ -74,14 +74,14 @@ def _next(problem: Problem, before: list[str], *, errs: bool) -> str | None:
 
 
 def _continued(steps: list[str], stop: list[str] | None) -> Answer:
-    """As a vLLM server continues a text: stops at the string it was given, and says so."""
+    """Answers as a vLLM server continues a text: stops at the string it was given, and says so."""
     if stop and len(steps) > 1:
         return Answer(steps[0], stop_reason=stop[0])
     return Answer(_DELIMITER.join(steps))
 
 
 def _judged(problem: Problem, prompt: str) -> Answer:
-    """Nine or one, with some doubt; the prompt is that of `LLMJudge`."""
+    """Answers nine or one, with some doubt; the prompt is that of `LLMJudge`."""
     fence = next(line for line in prompt.splitlines() if line.startswith("===="))
     parts = [part.strip() for part in prompt.split(f"{fence}\n")]
     before = [] if parts[-4] == "(none)" else parts[-4].split(_DELIMITER)

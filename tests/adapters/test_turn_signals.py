@@ -107,7 +107,7 @@ def test_no_text_makes_or_hides_a_signal_of_calls_and_results(turns, text):
     assert scored(*turns, empty=None) == scored(*written, empty=None)
 
 
-async def test_it_needs_turns():
+async def test_turn_signals_refuse_a_step_that_is_no_turn():
     with pytest.raises(ScorerError, match="step 1 is not an agent's turn"):
         await TurnSignals().ascore("q", [*steps([turn()]), ScorableStep("x")])
 

@@ -391,14 +391,14 @@ class Crashing(ScriptedToolModel):
 def crash(monkeypatch):
     """An agent that dies in a turn, and resumes as another process."""
 
-    def run(writer, go_on=None, **options):
+    def run(writer, resumed_with=None, **options):
         model = Crashing(script={"small": SMALL, "large": LARGE}[writer], name="huge")
         rig = build(**{writer: model}, agent={"checkpointer": InMemorySaver()}, **options)
         thread = {"configurable": {"thread_id": "1"}}
         with pytest.raises(Crash):
             rig.ask(config=thread, durability="sync")
         monkeypatch.setattr("trim_graph.process.NAME", "another")
-        return rig, rig.agent.invoke(go_on, thread, durability="sync")
+        return rig, rig.agent.invoke(resumed_with, thread, durability="sync")
 
     return run
 

@@ -138,7 +138,7 @@ def test_no_checkpoint_holds_an_accepted_text_that_its_messages_do_not(asynchron
     assert [step["text"] for step in last["trim_steps"]][1].endswith("Tell [REDACTED_EMAIL]")
 
 
-def test_what_was_turned_down_need_not_be_kept():
+def test_a_discarded_turn_need_not_be_kept():
     for keep in (True, False):
         trim = TrimMiddleware(
             ScriptedToolModel(script=["Fine."]),

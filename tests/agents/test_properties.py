@@ -24,7 +24,7 @@ budgets = st.builds(
 )
 
 
-class Drawn(Policy):
+class ListedDecisions(Policy):
     """Answers from lists, by the turn."""
 
     needs_score = False
@@ -73,7 +73,7 @@ def test_only_accepted_calls_run_and_every_token_counts(
         model(small, "tiny"),
         model(large, "huge"),
         scorer=None,
-        policy=Drawn(wanted, decided),
+        policy=ListedDecisions(wanted, decided),
         budget=budget,
         max_steps=5,
         on_small_error="large",
@@ -117,7 +117,7 @@ def test_fallbacks_of_a_writer_keep_within_its_budget_too(written, wanted, budge
     rig = build(
         **{writer: models[0].with_fallbacks(models[1:])},
         scorer=None,
-        policy=Drawn(wanted, ["accept"] * 5),
+        policy=ListedDecisions(wanted, ["accept"] * 5),
         budget=budget,
         max_steps=5,
         max_step_tokens=12,

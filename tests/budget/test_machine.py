@@ -181,7 +181,7 @@ class BudgetMachine(RuleBasedStateMachine):
             for line in list(self.open):
                 line.plans.clear()
                 for _ in range(10):
-                    self._go_on(line, asynchronously=False)
+                    self._resume(line, asynchronously=False)
         finally:
             self.resources.close()
 
@@ -232,15 +232,15 @@ class BudgetMachine(RuleBasedStateMachine):
         before=st.sampled_from([None, None, "generate_step"]),
         outage=st.just(0) | st.integers(1, 15),
     )
-    def go_on(self, data: st.DataObject, asynchronously: bool, before: str | None, outage: int) -> None:
+    def resume(self, data: st.DataObject, asynchronously: bool, before: str | None, outage: int) -> None:
         if not self.open:
             return
         line = data.draw(st.sampled_from(self.open))
         line.plans = deque(data.draw(plans(self.kinds)))
         self.saver.fails_in = outage
-        self._go_on(line, before, asynchronously=asynchronously)
+        self._resume(line, before, asynchronously=asynchronously)
 
-    def _go_on(self, line: Line, before: str | None = None, *, asynchronously: bool) -> None:
+    def _resume(self, line: Line, before: str | None = None, *, asynchronously: bool) -> None:
         if line in self.open:
             self._invoke(line, None, before, asynchronously)
             self._look(line)
@@ -258,7 +258,7 @@ class BudgetMachine(RuleBasedStateMachine):
         self.saver.fails_in = 0
         self._ask(parent, image, "generate_step", asynchronously)
         for _ in range(steps):
-            self._go_on(parent, "generate_step", asynchronously=asynchronously)
+            self._resume(parent, "generate_step", asynchronously=asynchronously)
         if parent not in self.open or not parent.interrupted:
             return
         self.open.remove(parent)

@@ -174,7 +174,7 @@ def test_quotas_of_a_call_need_a_ledger_too(make):
     assert rig.unasked
 
 
-def test_a_run_cannot_go_on_without_its_ledger(make, ledger):
+def test_a_run_cannot_resume_without_its_ledger(make, ledger):
     saver = InMemorySaver()
     rig = sharing(make, ledger, checkpointer=saver)
     rig.ask(config=on("1"), context=ADA, interrupt_before=["generate_step"])

@@ -61,8 +61,8 @@ def charged(summary):
     return summary["usage"]["large"]["output_tokens"] + summary["usage"]["unaccounted_tokens"]
 
 
-def go_on(graph, *, asynchronously=False, tries=40, config=lambda: THREAD, **options):
-    """Invoke a graph until all of the run is stored, also where the last invocation of it fails."""
+def resume_until_stored(graph, *, asynchronously=False, tries=40, config=lambda: THREAD, **options):
+    """Invokes a graph until all of the run is stored, also where the last invocation of it fails."""
     for _ in range(tries):
         state = graph.get_state(THREAD)
         if state.values.get("trim"):
@@ -148,7 +148,9 @@ def test_a_bill_is_what_was_written_whatever_is_lost(
         state = rig.graph.get_state(THREAD)
         return state.config if explicit and state.values else THREAD
 
-    result = go_on(rig.graph, asynchronously=asynchronously, config=config, durability=durability)
+    result = resume_until_stored(
+        rig.graph, asynchronously=asynchronously, config=config, durability=durability
+    )
     assert charged(result["trim"]) == billed(rig.large) <= limit
     assert result["trim"]["usage"]["large"]["calls"] == len(rig.large.calls)
 
@@ -200,7 +202,7 @@ def test_a_branch_pays_for_its_own_calls_only(make, durability, asynchronously):
     assert spent == [(billed(rig.large) // 3, [])] * 3
 
 
-def test_branches_that_go_on_at_the_same_time_pay_for_their_own_calls_only(make):
+def test_branches_that_resume_at_the_same_time_pay_for_their_own_calls_only(make):
     together = threading.Barrier(4)
 
     class Large(ScriptedChatModel):

@@ -18,7 +18,7 @@ _names = itertools.count()
 
 @pytest.fixture
 def run(monkeypatch):
-    """Runs a graph whose large model is a server that answers by a script; the drafts are all turned down."""
+    """Runs a graph whose large model is a server that answers by a script; all drafts are rejected."""
     monkeypatch.setattr(client, "_backoff", lambda state: 0.0)
 
     def ran(*script, invoke=None, **options):
@@ -55,7 +55,7 @@ def test_an_attempt_that_may_have_used_all_that_is_left_is_the_last(run, broken)
     assert any("the limit on large_tokens is spent" in note for note in trim["notes"])
 
 
-def test_a_limit_that_has_more_left_lets_attempts_go_on(run):
+def test_a_limit_that_has_more_left_lets_attempts_continue(run):
     trim, asked = run(BROKEN, BROKEN, GOOD, budget=Budget(large_tokens=230))
     assert asked == [STEP, STEP, 30]
     assert trim["tokens"]["large_unaccounted"] + trim["tokens"]["large"] == 220

@@ -22,7 +22,7 @@ def calibrator(models):
     return example_calibrator(*models, questions, concurrency=8)
 
 
-async def test_sweep(calibrator):
+async def test_a_sweep_chooses_the_threshold_that_reaches_enough(calibrator):
     found = await calibrate(calibrator, split="standard", thresholds=(0.05, 0.5, 0.95))
     assert [row["pgr"] for row in found.curve] == [0, 1, 1]
     assert found.threshold == 0.5
@@ -49,7 +49,7 @@ def test_what_ships_is_what_calibrate_writes():
     assert shipped.random["setting"] == shipped.random_rate
 
 
-def test_loading(tmp_path):
+def test_a_missing_or_damaged_calibration_is_refused(tmp_path):
     with pytest.raises(SettingsError, match=r"calibrate makes it$"):
         load_calibration(tmp_path / "nix.json")
     for text in ("{", "[]", json.dumps({"threshold": 0.5})):

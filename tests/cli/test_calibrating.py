@@ -87,7 +87,7 @@ def test_a_cost_is_a_limit_by_the_price_table(world, run, config):
     assert "share of large tokens" not in result.stdout  # the large model alone was not run
 
 
-def test_a_pgr(world, run, config):
+def test_a_wanted_pgr_is_reached(world, run, config):
     result = run("calibrate", "--config", config, *DATASET, "--pgr", 0.6, "-n", 25, "--json", "r.json")
     assert result.exit_code == 0, result.output
     assert json.loads((world / "r.json").read_text())["expected"]["pgr"]["value"] >= 0.6
@@ -121,7 +121,7 @@ def test_a_loss_that_is_not_shown_is_undecided_and_says_how_many_more(world, run
     assert not (world / "trim.calibrated.yaml").exists()
 
 
-def test_tokens_are_saved(world, run, config):
+def test_a_wanted_saving_of_tokens_is_met(world, run, config):
     result = run("calibrate", "--config", config, *DATASET, "--save", 0.7, "-n", 30, "--json", "r.json")
     assert result.exit_code == 0, result.output
     assert 0.28 <= json.loads((world / "r.json").read_text())["expected"]["share"]["value"] <= 0.3
@@ -189,7 +189,7 @@ def test_a_spend_needs_only_questions(world, run, config):
     assert "a PGR needs the right answers, and the dataset has none" in result.stderr
 
 
-def test_other_families(world, run, config):
+def test_other_families_are_calibrated_by_name_and_by_template(world, run, config):
     common = ("calibrate", "--config", config, *DATASET, "--large-share", 0.3, "-n", 20)
     result = run(*common, "--family", "random_rate")
     assert 0.15 < yaml.safe_load((world / "trim.calibrated.yaml").read_text())["policy"]["rate"] < 0.45, (
@@ -312,7 +312,7 @@ def test_a_calibration_that_goes_on_tries_what_one_at_a_stretch_does(world, run,
         assert json.loads((world / "again.json").read_text())["points"] == points
 
 
-def test_the_shipped_models(tmp_path, run, monkeypatch):
+def test_the_shipped_models_are_calibrated_to_a_wanted_share(tmp_path, run, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = run("calibrate", "--large-share", 0.25, "-n", 40, "--json", "r.json")
     assert result.exit_code == 0, result.output

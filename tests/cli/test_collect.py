@@ -267,7 +267,7 @@ def test_what_is_wrong_is_refused_before_a_model_is_loaded(world, run, monkeypat
     assert not list(world.glob("t.*"))
 
 
-def test_the_shipped_models(tmp_path, run, monkeypatch):
+def test_traces_of_the_shipped_models_score_right_steps_higher(tmp_path, run, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert collect(run, "--label-steps", n=20).exit_code == 0
     traces = list(read_traces("t.jsonl"))

@@ -9,7 +9,7 @@ from trim_graph.cli import demo
 from trim_graph.examples.arithmetic.shipped import load_chosen
 
 
-def test_table_and_file(world, run):
+def test_the_demo_prints_a_table_and_writes_a_file(world, run):
     result = run("demo", "-n", "30", "--json", "out.json", "--concurrency", "5")
     assert result.exit_code == 0, result.output
     assert "30 held-out problems, split standard, seed 0" in result.stdout
@@ -101,14 +101,14 @@ def test_nothing_but_failures_is_an_error(world, run, monkeypatch):
         (("--json", "."), "--json . is a folder"),
     ],
 )
-def test_errors(world, run, arguments, said):
+def test_a_wrong_option_is_refused_in_one_line(world, run, arguments, said):
     result = run("demo", *arguments)
     assert result.exit_code == 2
     assert said in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_without_a_calibration(world, run):
+def test_a_missing_or_damaged_calibration_is_refused(world, run):
     (world / "calibrated.json").unlink()
     result = run("demo")
     assert result.exit_code == 2

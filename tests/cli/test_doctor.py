@@ -33,7 +33,7 @@ def test_the_example_models_pass(example):
         (["--config", "none.yaml"], "configuration file none.yaml does not exist"),
     ],
 )
-def test_bad_input(options, message, run, tmp_path, monkeypatch):
+def test_a_wrong_option_or_configuration_ends_with_code_2(options, message, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = run("doctor", *options)
     assert done.exit_code == 2

@@ -171,7 +171,7 @@ def test_the_same_command_again_runs_nothing(world, run, monkeypatch):
     assert list(read_run("run").rows()) == rows
 
 
-def test_an_interrupt_says_how_to_go_on(world, run, start):
+def test_an_interrupt_says_how_to_resume(world, run, start):
     process = start("eval", "--dataset", "arithmetic:standard", "--out", "run", "-n", 50, delay=0.05)
     while not (world / "started").exists():
         time.sleep(0.02)
@@ -859,7 +859,7 @@ def test_a_judge_without_a_price_beside_others_is_refused(run):
     assert "run" not in os.listdir()
 
 
-def test_the_shipped_models(tmp_path, run, monkeypatch):
+def test_the_shipped_models_are_evaluated_with_baselines_and_prices(tmp_path, run, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "trim.yaml").write_text(
         "small: {type: example, logprobs: true}\nlarge: {type: example, logprobs: true}\n"

@@ -27,7 +27,7 @@ def scorer(tmp_path, monkeypatch):
     return made
 
 
-def test_metrics_and_plot(scorer, run, tmp_path):
+def test_metrics_and_plots_of_a_scorer_are_written(scorer, run, tmp_path):
     result = run("eval-scorer", "bench.jsonl", "--threshold", 0.5, "--out", "new/found")
     assert result.exit_code == 0, result.output
     metrics = json.loads((tmp_path / "new/found/metrics.json").read_text())
@@ -152,7 +152,7 @@ def test_traces_with_labels_are_read_too(world, run, scorer):
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="the data folder beside the repository is absent")
-def test_processbench(scorer, run):
+def test_processbench_is_rated_by_a_scorer_without_doubts(scorer, run):
     result = run("eval-scorer", DATA, "-n", 300, "--threshold", 0.5)
     assert result.exit_code == 0, result.output
     # This scorer knows none of these texts and doubts nothing.

@@ -18,7 +18,7 @@ CHAIN = (
 )
 
 
-def test_version(run):
+def test_the_option_version_prints_the_version(run):
     assert run("--version").stdout == f"trim-graph {__version__}\n"
 
 
@@ -57,7 +57,7 @@ def test_help_loads_nothing_heavy():
     assert done.stderr == "[]\n"
 
 
-def test_the_module_runs(tmp_path):
+def test_module_and_script_report_errors_alike(tmp_path):
     script = Path(sys.executable).with_name("trim-graph")
     for command in ([sys.executable, "-m", "trim_graph.cli"], [str(script)]):
         done = subprocess.run(
@@ -90,7 +90,7 @@ def test_the_module_runs(tmp_path):
         ),
     ],
 )
-def test_missing_extras(start, missing, arguments, line):
+def test_a_missing_package_is_reported_with_the_extra_to_install(start, missing, arguments, line):
     process = start(*arguments, missing=[missing], in_world=False)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (2, "", f"trim-graph: {line}\n")

@@ -34,7 +34,7 @@ def test_a_plan_for_each_price(model, run, tmp_path):
     assert (made["source"], made["step_model"]["by"]) == ("model.json", "a test")
 
 
-def test_a_budget(model, run):
+def test_a_plan_within_a_budget_has_the_options_that_were_given(model, run):
     result = run(
         *("plan", model, "-o", "plan.json", "--budget", 40, "--belief", "carried_alone", "--no-handover"),
         *("--p-large", 0.99, "--tokens", 10, "--simulate", 500),
@@ -48,7 +48,7 @@ def test_a_budget(model, run):
     assert plan.start(40) > plan.start(10) > plan.start(0)
 
 
-def test_from_traces(model, run, tmp_path):
+def test_a_plan_from_traces_fits_their_step_model(model, run, tmp_path):
     write("traces.jsonl", traces_from(world(), 400))
     result = run(
         *("plan", "traces.jsonl", "-o", "plan.json", "--cost-per-token", 0.5, "--simulate", 500, "--bins", 5),

@@ -6,7 +6,7 @@ from written_runs import a_summary, usual_rows, write_run
 from trim_graph.evaluation.records import read_run
 
 
-def test_a_report(run, tmp_path):
+def test_a_report_of_a_run_is_a_page_with_plots(run, tmp_path):
     write_run(tmp_path / "run", usual_rows(3), summary=a_summary(3))
     result = run("report", tmp_path / "run")
     assert result.exit_code == 0, result.output
@@ -39,7 +39,7 @@ def test_a_report_of_what_eval_wrote(world, run):
     assert {file.name for file in (world / "page-plots").glob("*.png")} >= {"accuracy.png", "calibration.png"}
 
 
-def test_bad_input(run, tmp_path):
+def test_what_cannot_be_reported_is_refused_and_leaves_no_page(run, tmp_path):
     write_run(tmp_path / "run", usual_rows(1))
     for arguments, complaint in (
         ((tmp_path,), "is no folder of an evaluation"),

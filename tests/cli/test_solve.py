@@ -64,7 +64,7 @@ def test_net_savings_are_said_in_words():
     assert against_large_alone(dict.fromkeys(known)) == "unknown"
 
 
-def test_json(world, run):
+def test_json_contains_answer_steps_and_usage(world, run):
     result = run("solve", CHAIN, "--json")
     record = json.loads(result.stdout)
     assert record["answer"] == "20"

@@ -95,7 +95,7 @@ def dataset(folder):
     return json.dumps({"type": "file", "path": next(folder.glob("rows*.jsonl")).name, "grader": "exact"})
 
 
-def test_solve(run, poisoned):
+def test_solve_prints_hostile_text_harmlessly(run, poisoned):
     reported = clean(run("solve", "--config", "trim.yaml", f"what {POISON}"))
     assert f"step {SHOWN}" in reported.replace("\n", "")
     assert "the large model failed" in reported
@@ -135,7 +135,7 @@ def test_questions_answers_and_names_of_a_dataset(run, poisoned, command):
     assert clean(done)
 
 
-def test_doctor(run, poisoned, monkeypatch):
+def test_doctor_prints_hostile_text_harmlessly(run, poisoned, monkeypatch):
     found = Report((Finding.error(POISON, POISON), Finding.warning(POISON, POISON)))
     monkeypatch.setattr("trim_graph.cli.doctor._examined", lambda *_: found)
     reported = clean(run("doctor", "--config", "trim.yaml"))

@@ -27,7 +27,7 @@ def test_it_is_a_schema(schema):
 @pytest.mark.parametrize(
     "file", sorted(EXAMPLES.rglob("*.yaml")), ids=lambda file: f"{file.parent.name}/{file.name}"
 )
-def test_every_example_fits(schema, file):
+def test_every_example_file_fits_the_schema(schema, file):
     load_config(file)
     schema.validate(yaml.safe_load(file.read_text()))
 
@@ -47,7 +47,7 @@ def test_every_example_fits(schema, file):
         "large: {type: vllm, model: n, serve: {gpu: 0}}\npolicy: small",
     ],
 )
-def test_what_loads_fits(schema, text):
+def test_a_configuration_that_loads_fits_the_schema(schema, text):
     make_config(yaml.safe_load(text))
     schema.validate(yaml.safe_load(text))
 

@@ -137,7 +137,7 @@ def test_run_settings_are_those_of_the_graph():
         ("{type: all_of, policies: [small_only, large_only]}", "(small_only() & large_only())"),
     ],
 )
-def test_policies(write, policy, shown):
+def test_a_policy_is_built_as_it_is_written(write, policy, shown):
     assert repr(load_config(write(f"{MODELS}policy: {policy}")).policy.build()) == shown
 
 
@@ -282,7 +282,7 @@ def test_errors_name_the_line_the_key_and_the_remedy(write, text, said):
     assert len(message.splitlines()) <= 2
 
 
-def test_models_on_servers(write):
+def test_models_on_servers_get_their_settings(write):
     config = load_config(
         write(
             "small: {type: vllm, model: s, base_url: 'http://a:1/v1'}\n"
@@ -365,7 +365,7 @@ policy: {type: threshold, t: 0.5}
 """
 
 
-def test_scorers_without_training(write):
+def test_scorers_without_training_are_built_with_their_settings(write):
     def built(scorer):
         config = load_config(write(SCORERS_WITHOUT_TRAINING.replace("SCORER", scorer)))
         return build_graph(config).name and build_parts(config).scorer

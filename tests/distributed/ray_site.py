@@ -24,7 +24,7 @@ from trim_graph import distributed as on_ray
 from trim_graph.config import Parts, make_config
 from trim_graph.distributed import connected, open_ray_executor
 from trim_graph.evaluation.records import WorkItem
-from trim_graph.evaluation.runner import LocalExecutor, Models, RunQuestions
+from trim_graph.evaluation.runner import LocalExecutor, Models, RunQuestions, run_each
 from trim_graph.training.rollout_collection import explore_with
 from trim_graph.training.rollouts import Rollouts
 
@@ -77,7 +77,11 @@ def collect(executor: Any, *, aloud: bool = False) -> list[Any]:
 
     task = RunQuestions({"type": "threshold", "t": 0.5}, seed=0, rated=True)
     items = [WorkItem(index, 0, question) for index, question in enumerate(toy.questions(N))]
-    asyncio.run(executor.map(task, items, concurrency=6, on_result=keep))
+
+    async def run() -> None:
+        await run_each(await executor.setup(task), items, concurrency=6, on_result=keep)
+
+    asyncio.run(run())
     return records
 
 

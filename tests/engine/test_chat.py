@@ -116,7 +116,7 @@ class TestEnd:
         with pytest.raises(ContextLengthError, match=r"takes 2047 at most"):
             list(small.stream("why " * 3000))
 
-    def test_what_vllm_refuses(self, small):
+    def test_a_setting_that_vllm_refuses_is_named(self, small):
         with pytest.raises(ValueError, match="vLLM refuses the call: temperature"):
             small.invoke(CHAT, temperature=5.0)
         with pytest.raises(ValueError, match=r"vLLM refuses the call: .*logprobs"):
@@ -161,7 +161,7 @@ class TestUsage:
         seen = usage.usage_metadata[str(SMALL)]
         assert seen["output_tokens"] == 2 * answer.usage_metadata["output_tokens"]
 
-    def test_cached_prompt_tokens(self, small):
+    def test_cached_prompt_tokens_are_reported(self, small):
         messages = [HumanMessage("count the words " * 60), AIMessage("so")]
         small.invoke(messages, max_tokens=1)
         for answer in (small.invoke(messages, max_tokens=1), list(small.stream(messages, max_tokens=1))[-1]):
@@ -175,7 +175,7 @@ class TestUsage:
         )
         assert one[key] == pytest.approx(other[key], abs=1e-4)
 
-    def test_top_log_probabilities(self, small):
+    def test_top_log_probabilities_are_reported_in_order(self, small):
         for answer in (
             small.invoke(CHAT, max_tokens=3, top_logprobs=5),
             list(small.stream(CHAT, max_tokens=3, top_logprobs=5))[-1],
@@ -191,7 +191,7 @@ class TestUsage:
 
 
 class TestManyCalls:
-    async def test_hundreds_at_once(self, small):
+    async def test_hundreds_of_calls_at_once_are_answered_as_alone(self, small):
         asked = problems("standard", 300)
         answers = await asyncio.gather(
             *(small.ainvoke(p.question, stop=["\n\n"], max_tokens=32) for p in asked)
@@ -200,7 +200,7 @@ class TestManyCalls:
         for problem, answer in list(zip(asked, answers, strict=True))[:3]:
             assert (await small.ainvoke(problem.question, stop=["\n\n"])).content == answer.content
 
-    def test_threads(self, small):
+    def test_calls_of_many_threads_are_answered_alike(self, small):
         answers = small.batch([CHAT] * 40, stop=["\n\n"])
         assert len({answer.content for answer in answers}) == 1
 

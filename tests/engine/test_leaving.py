@@ -48,7 +48,7 @@ def test_a_running_request_is_distinguished_from_none(endless):
     check_idle(endless)
 
 
-async def test_a_cancelled_call(endless):
+async def test_a_cancelled_call_leaves_the_engine_idle(endless):
     task = asyncio.create_task(endless.ainvoke(CHAT))
     await asyncio.sleep(0.4)
     assert not task.done()
@@ -110,7 +110,7 @@ class TestTimeLimit:
         self.check(answer)
         check_idle(endless)
 
-    def test_of_a_stream(self, endless):
+    def test_a_stream_cut_by_the_time_limit_leaves_the_engine_idle(self, endless):
         for limit in (0.5, 1, 2, 4):
             chunks = list(endless.stream(CHAT, timeout=limit))
             if len(chunks) > 3:  # a busy machine may have written less

@@ -105,7 +105,7 @@ def count_computed(scorer):
     return computed
 
 
-async def test_another_format(tmp_path, sockets):
+async def test_a_prm_of_another_format_scores_as_in_transformers(tmp_path, sockets):
     """A language model that answers + or -: vLLM serves it as a classifier by several options more."""
     folder = tiny_prms.save_rlhflow(tmp_path)
     ours = VLLMEngineProcessReward(folder, format="rlhflow", **ENGINE)
@@ -116,7 +116,7 @@ async def test_another_format(tmp_path, sockets):
     await ours.aclose()
 
 
-async def test_a_trained_scorer(tmp_path, sockets):
+async def test_a_trained_scorer_scores_as_in_transformers(tmp_path, sockets):
     """Its folder says its format, and vLLM reads the head's bias."""
     folder = tiny_prms.save_trim(tmp_path)
     ours, theirs = VLLMEngineProcessReward(folder, **ENGINE), TransformersProcessReward(folder)

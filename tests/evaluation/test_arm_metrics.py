@@ -136,7 +136,7 @@ def test_the_models_alone_show_length_ratio_and_pace_of_the_large_one():
     assert compared(small_and_large()).large_alone().length_ratio is None
 
 
-def test_curves_of_families():
+def test_arms_of_a_family_make_one_curve():
     arms = small_and_large()
     arms["t-1"] = columns([i < 40 for i in range(N)], [20] * N)
     arms["t-2"] = columns([i < 50 for i in range(N)], [50] * N)
@@ -237,7 +237,7 @@ def test_what_is_not_to_be_used(arm, options, expected):
         (columns([i < 34 for i in range(N)], [30] * N), {}, "whether it beats drawing one of the two models"),
     ],
 )
-def test_what_stays_open(arm, options, expected):
+def test_a_verdict_without_enough_evidence_is_undecided_with_its_reason(arm, options, expected):
     verdict, whole = decided(arm, **options)
     assert verdict["use"] == "undecided"
     assert expected in verdict["text"]
@@ -400,7 +400,7 @@ def test_questions_without_answers_have_no_accuracy():
 
 
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=40), st.floats(0.01, 1))
-def test_quantiles(values, share):
+def test_a_quantile_is_a_value_that_the_share_does_not_exceed(values, share):
     found = quantile(values, share)
     assert found in values
     assert sum(value <= found for value in values) >= share * len(values) - 1e-9

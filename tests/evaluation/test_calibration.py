@@ -14,7 +14,7 @@ from trim_graph.evaluation.arms import FAMILIES, ParameterSweep, PolicyList, mak
 from trim_graph.evaluation.calibration import (
     CachedScorer,
     Calibrator,
-    Point,
+    MeasuredPoint,
     RecordFile,
     Target,
     choose,
@@ -71,7 +71,7 @@ class World:
 NOTHING = a_record(0)
 
 
-class Drawn(Calibrator):
+class RandomOutcomes(Calibrator):
     """Outcomes that are drawn, not run: the large model alone is right, a threshold loses at its own rate."""
 
     def __init__(self, n, losses, seed):
@@ -275,7 +275,7 @@ async def test_a_choice_for_a_loss_is_wrong_in_at_most_5_of_100_calibrations():
     allowed = losses[rates[20]] - 1e-6  # from there on too much is lost, and just before hardly less
     wrong, decided, runs = 0, 0, 200
     for seed in range(runs):
-        found = await Drawn(80, losses, seed).select(RATE, Target("max_loss", allowed))
+        found = await RandomOutcomes(80, losses, seed).select(RATE, Target("max_loss", allowed))
         if found.point is not None:
             decided += 1
             wrong += losses[found.point.setting] > allowed
@@ -332,7 +332,11 @@ async def test_so_much_is_saved_at_least_and_hardly_more(save):
 
 
 def test_of_a_list_the_most_accurate_that_saves_enough_is_chosen():
-    points = [Point("a", 0.9, 0.25, 0.5), Point("b", 0.8, 0.3, 0.5), Point("c", 1.0, 0.4, 0.5)]
+    points = [
+        MeasuredPoint("a", 0.9, 0.25, 0.5),
+        MeasuredPoint("b", 0.8, 0.3, 0.5),
+        MeasuredPoint("c", 1.0, 0.4, 0.5),
+    ]
     assert choose(points, Target("save", 0.7), by_accuracy=True).setting == "a"
     assert choose(points, Target("save", 0.7)).setting == "b"
     assert choose(points, Target("save", 0.9)).setting == "a"  # none saves enough: the nearest
@@ -360,7 +364,7 @@ def test_a_small_sample_is_not_expected_to_be_certain():
 
 
 def point(setting, share, pgr, cost=0.0):
-    return Point(setting, 0.5, share, pgr, cost)
+    return MeasuredPoint(setting, 0.5, share, pgr, cost)
 
 
 def test_the_cheapest_that_recovers_enough_is_chosen():
@@ -397,15 +401,15 @@ def test_a_target_out_of_range(kind, value):
 
 async def test_no_solution_is_scored_twice():
     scorer = ScriptedScorer()
-    remembering = CachedScorer(scorer)
+    cached = CachedScorer(scorer)
     steps = [ScorableStep("a"), ScorableStep("b")]
-    replies = [await remembering.ascore("q", steps), remembering.score("q", steps)]
+    replies = [await cached.ascore("q", steps), cached.score("q", steps)]
     assert replies[0] == replies[1]
     assert len(scorer.calls) == 1
-    remembering.score("q", steps[:1])
-    remembering.score("another", steps)
+    cached.score("q", steps[:1])
+    cached.score("another", steps)
     assert len(scorer.calls) == 3
-    assert remembering.draft_scores() == [1, 1, 1]
+    assert cached.draft_scores() == [1, 1, 1]
 
 
 class Lambda:
@@ -424,7 +428,7 @@ class Lambda:
         return cls(contents.parameters["cost"])
 
 
-def test_families_by_name(tmp_path, monkeypatch):
+def test_a_family_is_made_of_a_folder_of_policies(tmp_path, monkeypatch):
     monkeypatch.setitem(files.KINDS, "lambda", f"{__name__}:Lambda")
     monkeypatch.setattr(
         "trim_graph.evaluation.arms.policy_config", lambda policy: SimpleNamespace(build=dict)

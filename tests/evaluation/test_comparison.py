@@ -19,7 +19,7 @@ ARMS = {
 }
 
 
-def test_metrics():
+def test_metrics_of_an_arm_have_values_and_intervals():
     metrics = compare(ARMS)
     row = metrics["threshold"]
     assert (row["accuracy"], row["share"], row["pgr"]) == (0.5, 0.25, 0.5)

@@ -54,7 +54,7 @@ def test_the_straight_line_is_one():
     assert best_pgr([], 0.3) == pytest.approx(0.3)
 
 
-def test_lines_between_points():
+def test_points_are_joined_by_lines():
     points = [(0.2, 0.8), (0.4, 0.6)]
     # 0.05 to 0.2 lie on a line of slope 4; the worse point counts in the mean.
     assert mean_ibc(points, shares=5) == pytest.approx(

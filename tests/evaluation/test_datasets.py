@@ -184,7 +184,7 @@ def test_identity_is_the_content_not_the_place(tmp_path):
     assert one.identity() != make_dataset(write(tmp_path, rows * 2)).identity()
 
 
-def test_the_arithmetic_world():
+def test_the_arithmetic_world_is_a_dataset_by_name():
     dataset = make_dataset("arithmetic:hard", part="validation", seed=3)
     assert (dataset.name, dataset.part_name, dataset.count()) == ("arithmetic:hard", "validation", None)
     drawn = problems("hard", 4, part="validation", seed=3)
@@ -227,7 +227,7 @@ def test_any_name_is_a_dataset_or_refused(text):
     ("name", "count", "graded"),
     [("math500.jsonl", 500, True), ("aime.jsonl", 482, True), ("processbench_gsm8k.json", 400, False)],
 )
-def test_real_datasets(name, count, graded):
+def test_real_datasets_are_read_and_graded(name, count, graded):
     dataset = make_dataset(str(DATA / name))
     questions = list(dataset.questions())
     assert dataset.count() == len(questions) == count

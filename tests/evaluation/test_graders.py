@@ -91,7 +91,7 @@ def test_an_expected_answer_that_will_not_do():
     ],
 )
 @pytest.mark.parametrize("thread", [False, True])
-def test_mathematical_equality(expected, right, wrong, thread):
+def test_math_accepts_equal_answers_and_rejects_others(expected, right, wrong, thread):
     grades = []
 
     def check():
@@ -107,7 +107,7 @@ def test_mathematical_equality(expected, right, wrong, thread):
     assert grades == [True, False, False]
 
 
-def test_ones_own_function(tmp_path, monkeypatch):
+def test_a_function_of_the_user_is_a_grader(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", ".")])
     (tmp_path / "my_graders.py").write_text(
@@ -168,6 +168,6 @@ def test_a_grader_is_another_one_when_its_source_is(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["maths", "no_such_module:f"])
-def test_an_unknown_grader(name):
+def test_a_grader_that_is_not_known_is_refused(name):
     with pytest.raises(SettingsError, match=f"grader '{name}'"):
         find_grader(name)

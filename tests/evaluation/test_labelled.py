@@ -154,7 +154,7 @@ async def test_concurrency_must_be_positive():
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the data folder beside the repository is absent")
 @pytest.mark.parametrize(("name", "count"), [("processbench_math", 1000), ("processbench_gsm8k", 400)])
-def test_processbench(name, count):
+def test_processbench_is_read_with_a_label_for_each_step(name, count):
     solutions = list(read_labelled(DATA / f"{name}.json"))
     assert len(solutions) == count
     assert all(len(s["steps"]) == len(s["labels"]) for s in solutions)

@@ -41,7 +41,7 @@ def test_pgr_may_leave_the_unit_interval():
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**6))
-def test_share(tokens, whole):
+def test_the_share_of_large_tokens_is_none_of_nothing(tokens, whole):
     share = share_of_large_tokens(tokens, whole)
     assert share is None if whole == 0 else share * whole == pytest.approx(tokens)
 
@@ -66,7 +66,7 @@ def test_the_spread_is_that_of_the_mean():
 
 
 @pytest.mark.parametrize("columns", [{}, {"a": []}, {"a": [1], "b": [1, 2]}])
-def test_columns_must_fit(columns):
+def test_columns_of_different_lengths_are_refused(columns):
     with pytest.raises(ValueError, match="columns have the lengths"):
         resampled_means(columns)
 

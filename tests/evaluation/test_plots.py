@@ -1,6 +1,6 @@
 from trim_graph.evaluation.metrics import Interval
 from trim_graph.evaluation.plots import (
-    Point,
+    ArmPoint,
     Positions,
     draw_accuracy,
     draw_places,
@@ -11,12 +11,12 @@ from trim_graph.evaluation.plots import (
 )
 from trim_graph.evaluation.scorer_metrics import discrimination
 
-SMALL = Point("small alone", 0.0, 0.4, None, Interval(0.35, 0.45))
-LARGE = Point("large alone", 1.0, 0.99)
+SMALL = ArmPoint("small alone", 0.0, 0.4, None, Interval(0.35, 0.45))
+LARGE = ArmPoint("large alone", 1.0, 0.99)
 POINTS = [
-    Point("threshold", 0.4, 0.97, Interval(0.35, 0.5), Interval(0.95, 0.99)),
-    Point("threshold", 0.1, 0.7),
-    Point("random", 0.2, 0.5),
+    ArmPoint("threshold", 0.4, 0.97, Interval(0.35, 0.5), Interval(0.95, 0.99)),
+    ArmPoint("threshold", 0.1, 0.7),
+    ArmPoint("random", 0.2, 0.5),
 ]
 
 

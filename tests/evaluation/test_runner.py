@@ -49,11 +49,11 @@ async def test_a_grade_that_fails_is_an_error_of_its_question():
     assert not outcome["correct"]
 
 
-async def test_nothing_to_do():
+async def test_no_question_gives_no_outcome():
     assert await run_arm(Slow(), []) == []
 
 
-async def test_concurrency_is_checked():
+async def test_a_concurrency_below_1_is_refused():
     with pytest.raises(ValueError, match="concurrency=0"):
         await run_arm(Slow(), questions(1), concurrency=0)
 
@@ -73,7 +73,7 @@ async def test_being_cancelled_leaves_what_was_done():
     assert 0 < len(seen) < 500
 
 
-async def test_with_a_graph():
+async def test_a_question_run_by_a_graph_is_graded_and_counted():
     graph = create_trim_graph(
         ScriptedChatModel(script=["wrong", "the answer is \\boxed{3}"]),
         ScriptedChatModel(script=["right", "no"]),

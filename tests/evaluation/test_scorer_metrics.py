@@ -58,7 +58,7 @@ def test_no_threshold_is_better_than_the_best(rated):
     assert benchmark_f1(rated, best) >= max(benchmark_f1(rated, t) for t in every) - 1e-12
 
 
-def test_a_known_case():
+def test_metrics_of_a_known_case_are_exact():
     rated = [
         Rated((0.9, 0.2, 0.1), (True, False, None)),  # found
         Rated((0.4, 0.2, 0.9), (True, False, None)),  # predicted one step too early

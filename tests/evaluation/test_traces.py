@@ -156,7 +156,7 @@ def test_a_trace_with_any_value_in_it_is_read_or_refused(tmp_path_factory, key, 
 
 
 @given(text=st.text(st.characters()))
-def test_any_text_survives(tmp_path_factory, text):
+def test_any_text_in_a_trace_is_read_back(tmp_path_factory, text):
     file = tmp_path_factory.mktemp("texts") / "a.jsonl"
     file.write_bytes(to_line(a_trace(question=text)) + to_line(a_trace(1)))
     first, second = read_traces(file)

@@ -147,7 +147,7 @@ def test_what_is_no_arithmetic_or_too_much_is_an_error_for_the_model(expression)
     assert reported
 
 
-def test_results_are_short():
+def test_the_calculator_writes_results_in_their_shortest_form():
     assert call(calculator, expression="0.1 + 0.2") == ("success", "0.3")
     assert call(calculator, expression="2**64") == ("success", "18446744073709551616")
 

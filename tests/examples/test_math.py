@@ -59,7 +59,7 @@ def test_the_commands_are_those_of_eval(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["qwen", "example"])
-def test_configurations_are_valid(name):
+def test_the_configurations_load_with_logprobs_and_prices(name):
     config = load_config(evaluate.CONFIGS[name])
     assert config.small.logprobs
     assert config.large.logprobs  # type: ignore[union-attr]
@@ -86,7 +86,7 @@ def test_the_readme_is_as_printed():
             assert make_dataset(dataset).type in known
 
 
-def test_hours_add_up():
+def test_gpu_hours_are_the_sum_over_arms():
     rates = Rates(small=1, large=1, reading=1)
     nothing = Arms(scored=0, judged=0, unscored=0, validation=0)
     assert gpu_hours(1, nothing, rates) == pytest.approx((401 + 495 + 300) / 3600)

@@ -23,7 +23,7 @@ def test_all_models_and_auto_tokenizer_read_text_alike():
         assert AutoTokenizer.from_pretrained(folder)(text).input_ids == expected
 
 
-def test_numbers_are_digits():
+def test_a_number_is_one_token_for_each_digit():
     assert [token.strip("Ġ ") for token in TOKENIZER.tokenize(" 907")] == ["9", "0", "7"]
 
 

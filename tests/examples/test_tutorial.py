@@ -61,7 +61,7 @@ def test_the_notebook_is_kept_without_outputs(notebook):
 @pytest.mark.enable_socket  # to the kernel, at this machine
 # Of the packages that run the kernel.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-def test_the_notebook_runs(notebook, tmp_path):
+def test_the_notebook_prints_what_its_text_says(notebook, tmp_path):
     place = {"metadata": {"path": str(tmp_path)}}
     done = NotebookClient(notebook, timeout=120, resources=place).execute()
     alone, routed, traced, evaluated = [

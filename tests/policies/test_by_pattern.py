@@ -39,7 +39,7 @@ def test_a_graph_routes_by_it(make):
     assert rig.scorer.calls == []
 
 
-def test_settings():
+def test_a_pattern_or_rate_that_cannot_be_is_refused():
     with pytest.raises(SettingsError, match=r"pattern '\(' cannot be read"):
         by_pattern("(", {})
     for rates, default in (({"a": 1.5}, 0.0), ({}, -1.0), ({"a": float("nan")}, 0.0)):

@@ -209,12 +209,12 @@ def test_memory_counts_a_probed_step_once(make):
 def test_a_memory_that_comes_with_a_probe_is_dropped(make):
     seen = []
 
-    class Remembering(entropy_probe):
+    class Noting(entropy_probe):
         def next_writer(self, observation):
             seen.append(observation.memory)
             return Choice(super().next_writer(observation), (observation.memory or 0) + 1)
 
-    rig_of(make, policy=Remembering(1.0), scorer=None).ask()
+    rig_of(make, policy=Noting(1.0), scorer=None).ask()
     assert seen == [None, None, 1, 1, 2, 2, 3, 3]
 
 
@@ -287,7 +287,7 @@ def test_a_model_that_reports_no_entropy_is_refused_at_the_first_probe(make):
 
 
 @pytest.mark.parametrize("asynchronously", [False, True], ids=["sync", "async"])
-def test_a_model_that_refuses_log_probabilities_is_no_failure_to_go_on_from(make, asynchronously):
+def test_a_model_that_refuses_log_probabilities_has_no_fallback(make, asynchronously):
     class Refused(Exception):
         status_code = 400
 

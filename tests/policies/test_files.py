@@ -48,7 +48,7 @@ def edited(file, **changes):
     return file
 
 
-def test_it_comes_back(file):
+def test_a_saved_policy_is_loaded_as_it_was(file):
     policy = load_policy(file)
     assert policy.limits.tolist() == [0.25, 0.5]
     assert json.loads(file.read_text())["made"] == {"by": "a test", "data": "made up"}

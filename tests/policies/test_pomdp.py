@@ -82,7 +82,7 @@ def test_remembering_is_as_good_as_looking_at_all_accepted_steps(belief, history
     assert policy.belief(history) == pytest.approx(afresh, abs=1e-9)
 
 
-def test_by_hand():
+def test_a_belief_is_one_step_of_bayes_rule_from_the_tables():
     """One step of Bayes' rule, from the tables."""
     model, policy = world(), PLANS["carried_alone"]
     first, second = 4, 0  # bins of the scores .95 and .05
@@ -203,7 +203,7 @@ def test_batch_and_scalar_pomdp_agree(belief, knows_end, budget):
 
 
 @pytest.mark.parametrize("budget", [None, 240])
-def test_time_to_decide(budget):
+def test_a_decision_takes_less_than_50_microseconds(budget):
     uniform = np.full((3, 20, 20), 1 / 400)
     model = world(edges=np.linspace(0, 1, 21), tables=uniform, hazard=np.array([0.1] * 29 + [1.0]))
     policy = pomdp(solve(model, Terms(0.1), budget=budget))
@@ -218,7 +218,7 @@ def test_time_to_decide(budget):
 
 
 class TestFile:
-    def test_it_comes_back(self, tmp_path):
+    def test_a_saved_plan_is_loaded_as_it_was(self, tmp_path):
         policy = PLANS["carried"]
         save_policy(policy, tmp_path / "plan.json", data="made up")
         loaded = load_policy(tmp_path / "plan.json")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import test_thread_lock
+from tests.storage.test_thread_lock import check
 
 
-def test_advisory_locks(database, monkeypatch):
+def test_a_thread_is_locked_by_an_advisory_lock(database, monkeypatch):
     monkeypatch.setenv("RUNS", database)
-    test_thread_lock.check("env:RUNS")
+    check("env:RUNS")

@@ -77,7 +77,7 @@ def test_flags_are_of_the_same_sample():
     assert [run[4] for run in index_of(rows, arms)["r"]] == [0, 0, DIFFERS, FAILED | LIMITED]
 
 
-def test_texts_stand_once():
+def test_a_text_of_several_arms_is_stored_once():
     rows = [a_row(arm, 1) for arm in ARMS]
     traced = trace_of(rows, {arm: at for at, arm in enumerate(ARMS)})
     assert len(traced["texts"]) == len(set(traced["texts"]))

@@ -63,7 +63,7 @@ def test_another_arm_of_a_question_is_one_click_away(report, opened):
     assert page.locator(".step.small").count() == 4
 
 
-def test_filters(report, opened):
+def test_filters_narrow_the_list_of_questions(report, opened):
     seen = opened(report)
     page = seen.page
     box = page.get_by_role("checkbox")
@@ -94,7 +94,7 @@ def test_filters(report, opened):
     assert seen.clean()
 
 
-def test_keys(report, opened):
+def test_keys_move_between_questions(report, opened):
     seen = opened(report)
     page = seen.page
     press = page.keyboard.press
@@ -283,7 +283,7 @@ def test_a_table_that_is_wider_than_the_page_says_that_it_scrolls(report, opened
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone(report, opened, scheme):
+def test_the_page_fits_a_phone_in_either_scheme(report, opened, scheme):
     seen = opened(report, width=360, height=740, color_scheme=scheme, has_touch=True, is_mobile=True)
     page = seen.page
     assert page.evaluate("document.documentElement.scrollWidth") == 360
@@ -300,7 +300,7 @@ def test_a_phone(report, opened, scheme):
     assert seen.clean()
 
 
-def test_thousands_of_questions(tmp_path, opened):
+def test_of_thousands_of_questions_only_visible_rows_are_in_the_document(tmp_path, opened):
     n = 2000
     file = write_report(write_run(tmp_path / "run", usual_rows(n), summary=a_summary(n)))[0]
     seen = opened(file)

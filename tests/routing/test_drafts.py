@@ -277,6 +277,6 @@ def test_drafts_of_a_text_share_out_its_tokens_exactly_and_join_to_its_words(tex
         ([{"step": 1, "decision": "accept", "score": 0.2}], False),
     ],
 )
-def test_a_draft_was_turned_down_where_the_last_decision_discarded_one_at_this_step(records, found):
+def test_a_draft_was_rejected_where_the_last_decision_discarded_one_at_this_step(records, found):
     draft = rejected_draft(records, 1)
     assert draft == ({"text": "x", "score": 0.2} if found else None)

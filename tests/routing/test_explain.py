@@ -16,8 +16,8 @@ from tests.routing.test_router import (
     TO_THE_END,
     Says,
     draft,
-    order,
     route,
+    step_request,
     used,
     view_of,
 )
@@ -30,7 +30,7 @@ from trim_graph.state import TrimState
 
 NO_BUDGET = Budget(large_calls=0)
 WANTED = "threshold(0.5) had the large model write the step again (score 0.2)"
-PROBED = order(max_tokens=1, probe={"entropy": 1.42, "unobserved_probability": 0.0})
+PROBED = step_request(max_tokens=1, probe={"entropy": 1.42, "unobserved_probability": 0.0})
 
 
 def accepted(*arguments: Any, **given: Any) -> str:
@@ -101,7 +101,7 @@ def test_a_request_for_a_draft_to_decide_on_has_no_explanation_yet():
 
 
 def test_a_large_models_step_keeps_the_explanation_of_its_request():
-    request = order("large", why="a reason")
+    request = step_request("large", why="a reason")
     assert accepted(draft=draft(writer="large"), request=request) == "a reason"
 
 
@@ -147,25 +147,25 @@ def test_a_large_model_that_failed_too_often_explains_the_small_step():
 
 
 def test_a_repeated_call_for_which_the_budget_is_spent_keeps_the_draft():
-    request = order("large", attempt=1, why=WANTED)
+    request = step_request("large", attempt=1, why=WANTED)
     why = accepted(request=request, decisions=[REJECTED], budget=NO_BUDGET)
     assert why == f"{WANTED}, but the limit on large_calls is spent: the small model's draft stays"
 
 
 def test_an_account_that_other_runs_exhausted_explains_the_small_step():
     failed = {"part": "large", "error": "", "exhausted_limit": "large_tokens of user:1"}
-    request = order("large", why="a reason")
+    request = step_request("large", why="a reason")
     why = requested(request=request, failed=failed, budget=NO_BUDGET)
     assert why == "a reason, but the limit on large_calls is spent: the small model writes"
 
 
 def test_an_account_with_budget_again_keeps_the_reason_for_the_large_model():
     failed = {"part": "large", "error": "", "exhausted_limit": "large_tokens of user:1"}
-    assert requested(request=order("large", why="a reason"), failed=failed) == "a reason"
+    assert requested(request=step_request("large", why="a reason"), failed=failed) == "a reason"
 
 
 def test_a_turn_for_whose_whole_prompt_the_budget_is_spent_says_so():
-    view = view_of(request=order("large", why="a reason"), budget=NO_BUDGET)
+    view = view_of(request=step_request("large", why="a reason"), budget=NO_BUDGET)
     request = Router(RouterOptions("turn")).renewed(view).update["request"]
     assert request["why"] == "a reason, but the limit on large_calls is spent: the small model writes"
 
@@ -197,7 +197,7 @@ def test_a_step_written_again_after_the_scorer_failed_names_the_setting():
 
 
 def test_a_failed_rewrite_keeps_the_draft_and_both_reasons():
-    request = order("large", why=WANTED)
+    request = step_request("large", why=WANTED)
     why = accepted(request=request, decisions=[REJECTED], failed=LARGE_FAILED, on_large_error="accept")
     assert why == (
         f"{WANTED}, but the large model failed and on_large_error is accept: the small model's draft stays"
@@ -205,7 +205,7 @@ def test_a_failed_rewrite_keeps_the_draft_and_both_reasons():
 
 
 def test_a_failed_large_step_without_a_draft_is_left_to_the_small_model():
-    why = requested(request=order("large"), failed=LARGE_FAILED, on_large_error="accept")
+    why = requested(request=step_request("large"), failed=LARGE_FAILED, on_large_error="accept")
     assert why == "the large model failed and on_large_error is accept: the small model writes"
 
 
@@ -228,7 +228,7 @@ def test_an_answer_without_a_step_and_a_full_context_are_named(more, expected):
 
 def test_a_large_turn_that_was_cut_off_leaves_the_small_models_turn():
     cut = draft(writer="large", end="length")
-    why = accepted(unit="turn", draft=cut, request=order("large", max_tokens=7), decisions=[REJECTED])
+    why = accepted(unit="turn", draft=cut, request=step_request("large", max_tokens=7), decisions=[REJECTED])
     assert why == "the large model's turn was cut off at 7 tokens: the small model's draft stays"
 
 
@@ -236,17 +236,17 @@ def test_a_large_turn_that_was_cut_off_leaves_the_small_models_turn():
 
 
 def test_a_draft_without_time_for_a_decision_says_so():
-    why = accepted(draft=draft(), request=order(), usage=used(seconds=2), budget=Budget(seconds=1))
+    why = accepted(draft=draft(), request=step_request(), usage=used(seconds=2), budget=Budget(seconds=1))
     assert why == "no time is left for a decision: the small model's draft stays"
 
 
 def test_a_draft_that_fills_the_scorers_context_says_so():
-    why = accepted(draft=draft(), request=order(), stopped="length")
+    why = accepted(draft=draft(), request=step_request(), stopped="length")
     assert why == "the scorer's context is full: the small model's draft stays without a score"
 
 
 def test_a_draft_of_a_part_that_is_not_routed_says_so():
-    why = accepted(draft=draft(part="answer"), request=order(), thinking={"routed": "reasoning"})
+    why = accepted(draft=draft(part="answer"), request=step_request(), thinking={"routed": "reasoning"})
     assert why == "the draft is answer, and only reasoning is routed: the small model's draft stays"
 
 

@@ -158,7 +158,7 @@ def test_the_large_model_steps_in_for_the_small_one(how):
 
 
 @pytest.mark.parametrize("how", ["sync", "async"])
-def test_a_run_that_neither_model_can_go_on_with_ends_with_its_steps(how):
+def test_a_run_that_neither_model_can_continue_ends_with_its_steps(how):
     result = run(graph_of(small=[2], on_small_error="large", budget=Budget(large_calls=1), score=1.0), how)
     assert result["stopped"] == "finished"
     gone = graph_of(small=[1, 2, 3], on_small_error="large", budget=Budget(large_calls=1))
@@ -221,7 +221,7 @@ def test_the_outcome_is_a_setting_of_a_call():
         run(graph_of(small=[1], on_small_error="large"), context=TrimContext(on_small_error="raise"))
 
 
-def test_a_mistake_in_the_set_up_is_no_failure_to_go_on_from():
+def test_a_mistake_in_the_set_up_has_no_fallback():
     wrong = Failing(script=STEPS, fails_at=[0], error=ChatModelContractError("no usage"))
     with pytest.raises(ChatModelContractError):
         run(graph_of(wrong, **GO_ON))

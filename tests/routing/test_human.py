@@ -70,7 +70,7 @@ def test_a_spent_budget_shows_a_human_what_the_run_knows(make):
 
 
 @pytest.mark.parametrize("asynchronously", [False, True], ids=["sync", "async"])
-def test_more_budget_lets_the_large_model_go_on(make, asynchronously):
+def test_more_budget_lets_the_large_model_continue(make, asynchronously):
     rig = asking(make)
     rig.solve(asynchronously=asynchronously, config=THREAD)
     resume = Command(resume={"more": {"large_calls": 2}})
@@ -449,7 +449,7 @@ def test_every_durability_keeps_a_run_that_waits(make, durability, tmp_path):
         assert len(rig.small.calls) == 2, "those of the steps that were still missing"
 
 
-def test_the_lowest_recursion_limit_is_enough_to_ask_and_to_go_on(make):
+def test_the_lowest_recursion_limit_is_enough_to_ask_and_to_resume(make):
     rig = asking(
         make, budget={"large_calls": 1, "on_exhausted": "ask"}, ask_below=1.0, scores={}, max_steps=9
     )

@@ -92,7 +92,7 @@ def draft(score: float | None = None, text: str = "a draft", **more: Any) -> Any
     return {**step(text, **more), "score": score}
 
 
-def order(writer: str = "small", **more: Any) -> StepRequest:
+def step_request(writer: str = "small", **more: Any) -> StepRequest:
     request: dict[str, Any] = {
         "writer": writer,
         "until_eos": False,
@@ -105,11 +105,11 @@ def order(writer: str = "small", **more: Any) -> StepRequest:
     return StepRequest(**{**request, **more})  # type: ignore[typeddict-item]
 
 
-DECIDED = order(needs_decision=True, needs_score=True)
-LARGE = order("large")
-TO_THE_END = order("large", until_eos=True, max_tokens=2 * STEP_TOKENS)
+DECIDED = step_request(needs_decision=True, needs_score=True)
+LARGE = step_request("large")
+TO_THE_END = step_request("large", until_eos=True, max_tokens=2 * STEP_TOKENS)
 STEPS = (step("first"), step("second"))
-REJECTED = {"step": 2, "decision": "regenerate", "score": 0.2, "discarded": step("turned down")}
+REJECTED = {"step": 2, "decision": "regenerate", "score": 0.2, "discarded": step("a rejected draft")}
 """The decision by which the large model is to write the third step again."""
 SMALL_FAILED = {"part": "small", "error": "gone"}
 LARGE_FAILED = {"part": "large", "error": "gone"}
@@ -254,21 +254,21 @@ def test_a_segmentation_with_a_lower_cap_lowers_the_tokens_of_a_step():
 
 def test_a_probe_is_one_token_on_which_no_decision_hangs():
     request = route(Says("probe")).request
-    assert request == order(max_tokens=1, probe={"entropy": None, "unobserved_probability": None})
+    assert request == step_request(max_tokens=1, probe={"entropy": None, "unobserved_probability": None})
 
 
 @pytest.mark.parametrize(
     ("entropy", "expected"), [(0.5, "small step"), (1.0, "small step"), (1.5, "large step")]
 )
 def test_a_probe_that_has_found_an_entropy_lets_the_policy_choose_the_writer(entropy, expected):
-    probed = order(max_tokens=1, probe={"entropy": entropy, "unobserved_probability": 0.0})
+    probed = step_request(max_tokens=1, probe={"entropy": entropy, "unobserved_probability": 0.0})
     ruling = route(entropy_probe(1.0), request=probed)
     assert str(ruling) == expected
     assert ruling.request["max_tokens"] == STEP_TOKENS
 
 
 def test_a_second_probe_of_one_step_is_an_error_of_the_policy():
-    probed = order(max_tokens=1, probe={"entropy": 0.5, "unobserved_probability": 0.0})
+    probed = step_request(max_tokens=1, probe={"entropy": 0.5, "unobserved_probability": 0.0})
     with pytest.raises(SettingsError, match="answered 'probe'; expected one of small, large, large_to_end"):
         route(Says("probe"), request=probed)
 
@@ -362,7 +362,7 @@ def test_a_draft_is_decided_on_where_the_policy_or_a_human_can_act_and_scored_wh
 
 def test_a_draft_on_which_no_decision_hangs_is_kept_unasked():
     policy = Says(decision="regenerate")
-    ruling = route(policy, draft=draft(0.0), request=order())
+    ruling = route(policy, draft=draft(0.0), request=step_request())
     assert (ruling.texts, ruling.decision) == (["a draft"], None)
     assert [shown.draft for shown in policy.shown] == [None]
 
@@ -617,7 +617,7 @@ def test_the_prompt_is_counted_with_the_steps_and_what_is_already_written():
 
     priced = {"prices": ONE_A_TOKEN, "count_prompt": count}
     route(Says("large"), **priced)
-    route(Says("large"), request=order("large", partial_text="- ", attempt=1), **priced)
+    route(Says("large"), request=step_request("large", partial_text="- ", attempt=1), **priced)
     assert counted == [(2, ""), (2, "- ")]
 
 
@@ -753,7 +753,7 @@ def test_a_draft_that_is_shown_waits_with_what_it_was_written_for():
 
 
 def test_a_draft_on_which_no_decision_hangs_is_not_shown():
-    assert str(route(draft=draft(0.2), request=order(), ask_below=0.3)) == "small draft"
+    assert str(route(draft=draft(0.2), request=step_request(), ask_below=0.3)) == "small draft"
 
 
 @pytest.mark.parametrize(
@@ -783,12 +783,12 @@ def test_a_humans_wish_for_the_large_model_needs_the_budget_too():
         ({"draft": draft(0.4)}, "large step"),
         ({"draft": draft(0.4), "ask_below": 0.45}, "large step"),
         ({}, "small draft"),
-        ({"request": order("large", partial_text="- ", attempt=1)}, "large step"),
+        ({"request": step_request("large", partial_text="- ", attempt=1)}, "large step"),
         (
             {"request": LARGE, "failed": {**LARGE_FAILED, "exhausted_limit": "large_tokens of user:1"}},
             "large step",
         ),
-        ({"request": order(), "failed": SMALL_FAILED}, "large step"),
+        ({"request": step_request(), "failed": SMALL_FAILED}, "large step"),
     ],
 )
 def test_a_larger_budget_has_the_same_things_decided_again_without_another_question(options, expected):
@@ -801,7 +801,9 @@ def test_a_larger_budget_that_fits_no_limit_is_said():
     assert "none of those that are set" in route(human_response={"more": {}}).notes
 
 
-@pytest.mark.parametrize("waiting", [{"draft": draft(0.2)}, {"request": order("large", attempt=1)}, {}])
+@pytest.mark.parametrize(
+    "waiting", [{"draft": draft(0.2)}, {"request": step_request("large", attempt=1)}, {}]
+)
 def test_a_human_who_stops_ends_the_run_with_the_steps_so_far(waiting):
     ruling = route(human_response={"continue_with": "stop"}, **waiting)
     assert (str(ruling), ruling.texts) == ("end: human", [])
@@ -812,16 +814,16 @@ def test_a_human_who_stops_ends_the_run_with_the_steps_so_far(waiting):
     [
         ({}, [], None),
         ({"draft": draft(0.2)}, ["a draft"], {"decision": "accept"}),
-        ({"request": order("large", attempt=1)}, [], None),
+        ({"request": step_request("large", attempt=1)}, [], None),
         (
-            {"request": order("large", attempt=1), "decisions": [REJECTED]},
-            ["turned down"],
+            {"request": step_request("large", attempt=1), "decisions": [REJECTED]},
+            ["a rejected draft"],
             {"decision": "accept", "by": "human"},
         ),
-        ({"request": order(), "failed": SMALL_FAILED}, [], None),
+        ({"request": step_request(), "failed": SMALL_FAILED}, [], None),
     ],
 )
-def test_a_human_who_has_the_small_model_go_on_leaves_the_large_one_out(waiting, texts, decision):
+def test_a_human_who_has_the_small_model_continue_leaves_the_large_one_out(waiting, texts, decision):
     ruling = route(small_only(), human_response={"continue_with": "small"}, **waiting)
     assert (str(ruling), ruling.texts, ruling.decision) == ("small step", texts, decision)
     assert "a human had the small model continue alone" in ruling.notes
@@ -882,7 +884,7 @@ def test_a_step_by_hand_within_the_reasoning_belongs_to_it():
     ],
 )
 def test_a_small_model_that_failed_has_the_large_one_write_if_any_is_left(options, expected):
-    ruling = route(failed=SMALL_FAILED, request=order(), on_small_error="large", **options)
+    ruling = route(failed=SMALL_FAILED, request=step_request(), on_small_error="large", **options)
     assert str(ruling) == expected
     if expected != "end: deadline":
         assert "the small model failed: gone" in ruling.notes
@@ -890,13 +892,13 @@ def test_a_small_model_that_failed_has_the_large_one_write_if_any_is_left(option
 
 def test_a_failure_that_a_human_is_asked_about_waits_with_the_question():
     budget = Budget(large_calls=0, on_exhausted="ask")
-    ruling = route(failed=SMALL_FAILED, request=order(), on_small_error="large", budget=budget)
-    assert (ruling.state["failed"], ruling.request) == (SMALL_FAILED, order())
+    ruling = route(failed=SMALL_FAILED, request=step_request(), on_small_error="large", budget=budget)
+    assert (ruling.state["failed"], ruling.request) == (SMALL_FAILED, step_request())
 
 
 def test_a_large_model_that_failed_leaves_the_draft_it_was_to_replace():
     ruling = route(failed=LARGE_FAILED, request=LARGE, decisions=[REJECTED], on_large_error="accept")
-    assert (str(ruling), ruling.texts) == ("small draft", ["turned down"])
+    assert (str(ruling), ruling.texts) == ("small draft", ["a rejected draft"])
     assert ruling.decision == {"decision": "accept", "fallback": "the large model failed"}
     assert ruling.state["scores"] == {"2": 0.2}
     assert ruling.state["decisions"][-1]["score"] == 0.2
@@ -907,7 +909,7 @@ def test_a_large_model_that_failed_without_a_draft_to_replace_has_the_small_one_
     assert (str(ruling), ruling.texts, ruling.decision) == ("small step", [], None)
 
 
-def test_a_draft_turned_down_at_an_earlier_step_is_not_kept_at_this_one():
+def test_a_draft_rejected_at_an_earlier_step_is_not_kept_at_this_one():
     earlier = {**REJECTED, "step": 1}
     assert route(failed=LARGE_FAILED, request=LARGE, decisions=[earlier], on_large_error="accept").texts == []
 
@@ -955,12 +957,12 @@ def test_a_scorer_that_failed_leaves_the_draft_unrated_and_the_settings_decide(o
 @pytest.mark.parametrize("part", ["small", "large"])
 def test_a_writer_that_wrote_no_step_ends_the_run_unless_a_way_out_is_declared(part):
     failed = {"part": part, "error": "its answer was empty", "no_step": True}
-    ruling = route(failed=failed, request=order(part))
+    ruling = route(failed=failed, request=step_request(part))
     assert str(ruling) == "end: no_step"
     assert f"the {part} model wrote no step: its answer was empty" in ruling.notes
     declared = {"on_small_error": "large", "on_large_error": "accept"}
     other = {"small": "large step", "large": "small step"}
-    assert str(route(failed=failed, request=order(part), **declared)) == other[part]
+    assert str(route(failed=failed, request=step_request(part), **declared)) == other[part]
 
 
 @pytest.mark.parametrize(
@@ -977,7 +979,7 @@ def test_a_full_context_takes_the_declared_way_and_without_one_ends_the_run_with
     failed, options, expected
 ):
     declared: Any = {"on_small_error": "large", "on_large_error": "accept", "on_scorer_error": "accept"}
-    request = order() if failed["part"] == "small" else LARGE
+    request = step_request() if failed["part"] == "small" else LARGE
     ruling = route(failed={**failed, "context_full": True}, request=request, **declared, **options)
     assert str(ruling) == expected
     assert "is full" in ruling.notes
@@ -986,7 +988,13 @@ def test_a_full_context_takes_the_declared_way_and_without_one_ends_the_run_with
 def test_a_conversation_for_which_no_model_has_room_is_an_error_of_the_input():
     full = {**SMALL_FAILED, "context_full": True}
     with pytest.raises(InputError, match="no model has room for this conversation: gone"):
-        route(failed=full, request=order(), steps=[], on_small_error="large", budget=Budget(large_calls=0))
+        route(
+            failed=full,
+            request=step_request(),
+            steps=[],
+            on_small_error="large",
+            budget=Budget(large_calls=0),
+        )
 
 
 EMPTY_ACCOUNT = {"accounts_left": {"user:1": RemainingBudget(large_calls=0)}}
@@ -1012,7 +1020,7 @@ def test_a_call_that_other_runs_left_no_account_for_is_granted_anew_or_follows_o
 def test_a_call_that_other_runs_left_no_account_for_leaves_the_draft_it_was_to_replace(on_exhausted):
     budget = Budget(on_exhausted=on_exhausted)
     ruling = route(failed=CAME_LATE, request=LARGE, decisions=[REJECTED], budget=budget, **EMPTY_ACCOUNT)
-    assert ruling.texts == ["turned down"]
+    assert ruling.texts == ["a rejected draft"]
     assert ruling.decision == {"decision": "accept", "exhausted_limit": "large_calls of user:1"}
 
 
@@ -1027,16 +1035,16 @@ def test_a_call_to_the_end_that_is_granted_anew_still_goes_to_the_end():
 @pytest.mark.parametrize("how", [{"attempt": 1}, {"interrupted": True}])
 def test_a_call_that_is_to_be_repeated_is_given_again_without_asking_the_policy(writer, how):
     policy = Says()
-    ruling = route(policy, request=order(writer, partial_text="- ", **how))
+    ruling = route(policy, request=step_request(writer, partial_text="- ", **how))
     assert str(ruling) == f"{writer} step"
     assert ruling.request["partial_text"] == "- "
     assert not policy.shown
 
 
 def test_a_large_call_that_is_repeated_is_granted_what_is_left_now():
-    again = order("large", interrupted=True)
+    again = step_request("large", interrupted=True)
     ruling = route(request=again, budget=Budget(large_tokens=50), usage=used(unaccounted=20))
-    assert ruling.request == order("large", max_tokens=30)
+    assert ruling.request == step_request("large", max_tokens=30)
     assert ruling.state["in_flight"]["max_tokens"] == 30
 
 
@@ -1044,16 +1052,16 @@ def test_a_large_call_that_is_repeated_is_granted_what_is_left_now():
     ("on_exhausted", "decisions", "expected", "texts"),
     [
         ("small", [], "small step", []),
-        ("small", [REJECTED], "small step", ["turned down"]),
+        ("small", [REJECTED], "small step", ["a rejected draft"]),
         ("stop", [], "end: budget", []),
-        ("stop", [REJECTED], "end: budget", ["turned down"]),
+        ("stop", [REJECTED], "end: budget", ["a rejected draft"]),
         ("ask", [REJECTED], "ask about large_tokens", []),
     ],
 )
 def test_a_large_call_whose_repetition_is_refused_follows_on_exhausted(
     on_exhausted, decisions, expected, texts
 ):
-    again = order("large", partial_text="- ", attempt=1)
+    again = step_request("large", partial_text="- ", attempt=1)
     ruling = route(
         request=again, decisions=decisions, budget=Budget(large_tokens=0, on_exhausted=on_exhausted)
     )
@@ -1064,10 +1072,10 @@ def test_a_large_call_whose_repetition_is_refused_follows_on_exhausted(
 
 def test_a_call_that_is_to_be_repeated_without_time_ends_the_run():
     late = {"budget": Budget(seconds=1), "usage": used(seconds=1.0)}
-    assert str(route(request=order(attempt=1), **late)) == "end: deadline"
+    assert str(route(request=step_request(attempt=1), **late)) == "end: deadline"
 
 
-def test_an_order_that_was_carried_out_is_not_given_again():
+def test_a_request_that_was_carried_out_is_not_made_again():
     assert str(route(request=LARGE)) == "small draft"
 
 
@@ -1135,7 +1143,7 @@ def test_a_turn_to_the_end_may_take_the_tokens_of_one_turn():
 
 
 def test_a_turn_of_a_writer_to_the_end_hands_the_run_over():
-    ruling = turn(draft=draft(writer="large"), request=order("large", until_eos=True))
+    ruling = turn(draft=draft(writer="large"), request=step_request("large", until_eos=True))
     assert ruling.state["handed_over"] is True
     assert "handed_over" not in turn(draft=draft(0.9)).state
 
@@ -1156,7 +1164,7 @@ GIVEN_UP: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("given", "expected", "recorded"),
     [
-        ({"draft": draft(), "request": order(), **LATE}, "end: deadline", None),
+        ({"draft": draft(), "request": step_request(), **LATE}, "end: deadline", None),
         ({"draft": draft(), **UNRATED, **LATE}, "end: deadline", None),
         ({"draft": draft(0.4), **LATE}, "end: deadline", "seconds"),
         ({"draft": draft(0.4), **NOTHING_LEFT}, "end: budget", "large_calls"),
@@ -1179,7 +1187,7 @@ def test_a_limit_that_ends_an_agent_leaves_no_rejected_or_undecided_tool_call(gi
 @pytest.mark.parametrize(
     "given",
     [
-        {"draft": draft(end="eos"), "request": order(), **LATE},
+        {"draft": draft(end="eos"), "request": step_request(), **LATE},
         {"draft": draft(end="eos"), **UNRATED, **LATE},
         {"draft": draft(0.4, end="eos"), **LATE},
         {"draft": draft(0.4, end="eos"), **NOTHING_LEFT},
@@ -1196,7 +1204,7 @@ def test_an_answer_of_an_agent_stays_where_a_limit_leaves_no_decision_on_it(give
     "given",
     [
         {"draft": draft(0.9), **LATE},
-        {"draft": draft(), "request": order(why="small_only"), **LATE},
+        {"draft": draft(), "request": step_request(why="small_only"), **LATE},
         {"draft": draft(0.4), "budget": Budget(large_calls=0)},
         GIVEN_UP,
     ],
@@ -1216,8 +1224,8 @@ def test_a_probe_of_a_turn_is_refused():
     [
         (50, [], "small step", []),
         (STEP_TOKENS, [], "end: ", ["a draft"]),
-        (50, [REJECTED], "end: ", ["turned down"]),
-        (STEP_TOKENS, [REJECTED], "end: ", ["turned down"]),
+        (50, [REJECTED], "end: ", ["a rejected draft"]),
+        (STEP_TOKENS, [REJECTED], "end: ", ["a rejected draft"]),
         (50, [{**REJECTED, "discarded": step("cut too", end="length")}], "end: ", ["a draft"]),
     ],
 )
@@ -1225,11 +1233,13 @@ def test_a_large_turn_that_was_cut_is_replaced_where_the_small_model_has_a_whole
     max_tokens, decisions, expected, texts
 ):
     cut = draft(writer="large", end="length")
-    ruling = turn(draft=cut, request=order("large", max_tokens=max_tokens), decisions=decisions)
+    ruling = turn(draft=cut, request=step_request("large", max_tokens=max_tokens), decisions=decisions)
     assert (str(ruling), ruling.texts) == (expected, texts)
     assert f"cut off at {max_tokens} tokens" in ruling.notes
     view = view_of(draft=cut, decisions=decisions)
-    replaced = Router(RouterOptions("turn")).replaces_cut_turn(view, order("large", max_tokens=max_tokens))
+    replaced = Router(RouterOptions("turn")).replaces_cut_turn(
+        view, step_request("large", max_tokens=max_tokens)
+    )
     assert replaced == (texts != ["a draft"])
 
 
@@ -1265,12 +1275,14 @@ def renewed(request: StepRequest | None, **given: Any) -> Ruling:
         (DECIDED, {}, "small draft", STEP_TOKENS),
         (LARGE, {}, "large step", STEP_TOKENS),
         (LARGE, {"budget": Budget(large_tokens=30)}, "large step", 30),
-        (order("large", max_tokens=20), {"budget": Budget(large_tokens=30)}, "large step", 20),
+        (step_request("large", max_tokens=20), {"budget": Budget(large_tokens=30)}, "large step", 20),
         (LARGE, {"budget": Budget(large_tokens=0)}, "small step", STEP_TOKENS),
         (LARGE, {"budget": Budget(large_tokens=0, on_exhausted="stop")}, "end: budget", None),
     ],
 )
-def test_a_turns_order_is_renewed_within_what_the_whole_prompt_leaves(request_, options, expected, granted):
+def test_the_request_of_a_turn_is_renewed_within_what_the_whole_prompt_leaves(
+    request_, options, expected, granted
+):
     ruling = renewed(request_, **options)
     assert str(ruling) == expected
     if granted is not None:
@@ -1302,13 +1314,13 @@ def test_a_draft_of_a_turn_is_not_scored_where_the_whole_prompt_leaves_no_large_
 @pytest.mark.parametrize(
     ("request_", "budget", "granted"),
     [
-        (order(), Budget(large_calls=0), STEP_TOKENS),
+        (step_request(), Budget(large_calls=0), STEP_TOKENS),
         (LARGE, Budget(), STEP_TOKENS),
         (LARGE, Budget(large_tokens=30), 30),
         (LARGE, Budget(large_tokens=0), None),
     ],
 )
-def test_a_fallback_of_a_writer_is_ordered_within_what_is_left(request_, budget, granted):
+def test_a_fallback_of_a_writer_is_requested_within_what_is_left(request_, budget, granted):
     found = Router(RouterOptions("turn")).for_fallback(view_of(budget=budget), request_)
     assert (found and found["max_tokens"]) == granted
 
@@ -1400,32 +1412,35 @@ def views(draw: Any, unit: str = "step") -> RunView:
         rejected = step(draw(TEXTS), "small", draw(ENDS))
         given["decisions"] = [{**REJECTED, "step": len(steps), "discarded": rejected}]
     policies = POLICIES
-    left = draw(st.sampled_from(["nothing", "draft", "order", "failure", "probe"]))
+    left = draw(st.sampled_from(["nothing", "draft", "request", "failure", "probe"]))
     if left != "nothing":  # no step is asked for beyond the last
         given["max_steps"] = max(given["max_steps"], len(steps) + 1)
     if left == "draft":
         writer = draw(WRITERS)
         given["draft"] = draft(draw(SCORES), draw(TEXTS), writer=writer, end=draw(ENDS), **draw(PARTS))
-        given["request"] = order(
+        given["request"] = step_request(
             writer,
             needs_decision=writer == "small" and draw(st.booleans()),
             until_eos=writer == "large" and draw(st.booleans()),
             max_tokens=draw(st.sampled_from([50, 100, 400])),
         )
-    if left == "order" and unit == "step":
+    if left == "request" and unit == "step":
         how = draw(st.sampled_from([{"attempt": 2}, {"interrupted": True}]))
-        given["request"] = order(draw(WRITERS), partial_text="- ", **how)
+        given["request"] = step_request(draw(WRITERS), partial_text="- ", **how)
     if left == "failure":
         failed = draw(st.sampled_from([SMALL_FAILED, LARGE_FAILED, SCORER_FAILED, CAME_LATE]))
         if failed in (SMALL_FAILED, LARGE_FAILED):
             failed = failed | draw(st.sampled_from([{}, {"context_full": True}, {"no_step": True}]))
-        given |= {"failed": failed, "request": order("large" if failed["part"] == "large" else "small")}
+        given |= {
+            "failed": failed,
+            "request": step_request("large" if failed["part"] == "large" else "small"),
+        }
         if failed["part"] == "scorer":
             given |= {"draft": draft(), "request": DECIDED}
     if left == "probe" and unit == "step":
         policies, given["memory"] = PROBES, None  # a combined policy's is its own
         found = {"entropy": draw(st.sampled_from([0.5, 1.5])), "unobserved_probability": 0.0}
-        given["request"] = order(max_tokens=1, probe=found)
+        given["request"] = step_request(max_tokens=1, probe=found)
     if unit == "turn":
         given["handed_over"] = draw(st.booleans())
     view = view_of(draw(st.sampled_from(policies)), **given)

@@ -15,9 +15,9 @@ from tests.routing.test_router import (
     STEPS,
     Says,
     draft,
-    order,
     route,
     step,
+    step_request,
     used,
     view_of,
 )
@@ -71,7 +71,7 @@ def test_what_the_large_model_wrote_last_is_in_its_cache():
 
 
 def test_a_further_attempt_at_a_step_has_the_same_prompt_and_is_read_no_more():
-    assert warm(request=order(attempt=1, needs_decision=True, partial_text="---")) is None
+    assert warm(request=step_request(attempt=1, needs_decision=True, partial_text="---")) is None
 
 
 def test_a_turn_of_an_agent_is_not_read():

@@ -147,7 +147,7 @@ print(json.dumps([whole.choices[0].message.content, "".join(parts), later.choice
 """
 
 
-def test_litellm_asks_it(served):
+def test_litellm_gets_the_answer_whole_and_streamed(served):
     """In a process of its own: its import warns."""
     environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     done = subprocess.run(
@@ -166,7 +166,7 @@ def test_litellm_asks_it(served):
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_curl_asks_it(served):
+def test_curl_gets_a_stream_of_events(served):
     body = json.dumps({"model": "trim", "messages": QUESTION, "stream": True})
     command = [
         "curl",

@@ -1,18 +1,37 @@
 """The commands that a configuration makes, and what is refused before anything is started."""
 
 import json
+import math
 import os
+import re
 import shlex
 import shutil
+import subprocess
 from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from tests import tiny_prms
+from trim_graph.cli.app import app
 from trim_graph.config import load_config
 from trim_graph.errors import SettingsError
 from trim_graph.examples.arithmetic import LARGE, PRM
-from trim_graph.serving.plan import PROGRAM, find_launcher, plan_servers
+from trim_graph.serving.plan import (
+    LEAST,
+    PROGRAM,
+    WHOLE,
+    divide_memory,
+    find_launcher,
+    plan_servers,
+    weights_bytes,
+)
+
+EXAMPLES = Path(__file__).parent.parent.parent / "examples" / "vllm"
 
 
 @pytest.fixture
@@ -27,7 +46,7 @@ def options(server):
     }
 
 
-def test_a_chat_model(plan, tmp_path):
+def test_a_chat_model_is_served_with_the_settings_of_serve(plan, tmp_path):
     serve = {
         "path": "./weights",
         "gpu": [0, 1],
@@ -372,3 +391,135 @@ def test_a_program_that_is_no_script_of_a_python_has_no_plugin(tmp_path, monkeyp
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert find_launcher(None) == PROGRAM
+
+
+# Shares of a GPU: never more than there is, whatever is given
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("Qwen/Qwen2.5-1.5B-Instruct", 1.5),
+        ("Qwen/Qwen2.5-Math-PRM-7B", 7),
+        ("mistralai/Mixtral-8x7B-v0.1", 56),
+        ("Qwen/Qwen3-30B-A3B", 30),
+        ("org/some-model", None),
+        ("org/Qwen2.5-base", None),
+        ("7B/model", None),
+    ],
+)
+def test_a_name_may_contain_the_size(name, billions):
+    assert weights_bytes(name) == (None if billions is None else billions * 2e9)
+
+
+def test_files_determine_the_size_better(tmp_path):
+    folder = tmp_path / "model-7B"
+    folder.mkdir()
+    (folder / "model-00001-of-00002.safetensors").write_bytes(b"1" * 30)
+    (folder / "model-00002-of-00002.safetensors").write_bytes(b"1" * 12)
+    assert weights_bytes(str(folder)) == 42
+
+
+def test_shares_go_by_size_but_nobody_gets_too_little():
+    shares = divide_memory(dict.fromkeys("abc"), {"a": 3, "b": 15, "c": 15}, 0)
+    assert shares == {"a": 0.1, "b": 0.4, "c": 0.4}
+    assert divide_memory({"a": 0.5, "b": None}, {"b": 7}, 0) == {"a": 0.5, "b": 0.4}
+    assert divide_memory(dict.fromkeys("ab"), {"a": 3, "b": None}, 0) == {"a": 0.45, "b": 0.45}
+
+
+def test_shares_that_do_not_go_together_are_refused():
+    with pytest.raises(SettingsError, match=r"small 0.6, large 0.5 make 1.10 of GPU 3"):
+        divide_memory({"small": 0.6, "large": 0.5}, {}, 3)
+    with pytest.raises(SettingsError, match=r"small 0.9 leave nothing of GPU 0 for large"):
+        divide_memory({"small": 0.9, "large": None}, {}, 0)
+
+
+@given(
+    st.dictionaries(
+        st.text(min_size=1, max_size=3),
+        st.tuples(st.none() | st.floats(0.01, 0.4), st.none() | st.integers(1, 10**12)),
+        min_size=1,
+        max_size=9,
+    )
+)
+def test_shares_never_exceed_the_gpu(entries):
+    given_, sizes = {n: e[0] for n, e in entries.items()}, {n: e[1] for n, e in entries.items()}
+    try:
+        shares = divide_memory(given_, sizes, 0)
+    except SettingsError:
+        assert math.fsum(share or 0.01 for share in given_.values()) > WHOLE - 0.011 * len(given_)
+        return
+    assert shares.keys() == entries.keys()
+    fixed = {name: share for name, share in given_.items() if share is not None}
+    assert all(shares[name] == share for name, share in fixed.items())
+    assert math.fsum(shares.values()) <= max(WHOLE, math.fsum(fixed.values())) + 1e-9
+    left = [share for name, share in shares.items() if name not in fixed]
+    room = (WHOLE - math.fsum(fixed.values())) / len(left) if left else 0
+    assert all(share >= math.floor(min(LEAST, room) * 100) / 100 > 0 for share in left) or room < 0.02
+
+
+# The commands that `trim-graph up --print` shows
+
+
+PRINTED = {
+    "arithmetic_cpu": ["--kv-cache-memory-bytes", "weights/prm", '"step_tag_id": 3'],
+    "qwen_one_gpu": [
+        "Qwen2.5-Math-PRM-7B",
+        '"step_tag_id": 151651',
+        "CUDA_VISIBLE_DEVICES=0",
+        "--max-model-len",
+    ],
+    "qwen_two_gpus": ["CUDA_VISIBLE_DEVICES=1", "--gpu-memory-utilization 0.9", "Qwen2.5-7B-Instruct"],
+    "qwen_large_elsewhere": ["# large: http://large-model.example:8002/v1 is another machine's"],
+}
+
+
+def test_every_example_is_here():
+    assert {file.stem for file in EXAMPLES.glob("*.yaml")} == set(PRINTED)
+
+
+def test_the_python_of_the_readme_has_the_models_of_the_example():
+    blocks = re.findall(r"```python\n(.*?)```", (EXAMPLES / "README.md").read_text("utf-8"), re.DOTALL)
+    names = {}
+    exec(compile(blocks[0], "README.md", "exec"), names)
+    config = load_config(EXAMPLES / "arithmetic_cpu.yaml")
+    for part in ("small", "large", "scorer"):
+        given, told = names[part], getattr(config, part)
+        assert (given.model, given.base_url) == (told.model, told.base_url)
+    settings = config.settings.model_dump(exclude_unset=True) | {"large_tokens": config.budget.large_tokens}
+    assert all(f"{name}={value}" in blocks[0] for name, value in settings.items())
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_print_shows_commands_that_a_shell_understands(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    program = tmp_path / "vllm"
+    program.write_text('#!/bin/sh\necho "GPU=$CUDA_VISIBLE_DEVICES"\nprintf "%s\\n" "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    done = CliRunner().invoke(app, ["up", "--config", str(EXAMPLES / f"{name}.yaml"), "--print"])
+    assert done.exit_code == 0, done.output
+    assert all(piece in done.stdout for piece in PRINTED[name]), done.stdout
+    lines = [line for line in done.stdout.splitlines() if " serve " in line]
+    total = {}
+    for line in lines:
+        words = shlex.split(line)
+        reported = dict(pairwise(words))
+        gpu = next((word for word in words if word.startswith("CUDA_VISIBLE")), "")
+        total[gpu] = total.get(gpu, 0) + float(reported.get("--gpu-memory-utilization", 0))
+    assert max(total.values()) <= 0.9 + 1e-9
+    ran = subprocess.run(["sh", "-e"], input=done.stdout, capture_output=True, text=True, check=True)
+    said = ran.stdout.splitlines()
+    assert said.count("serve") == len(lines)
+    for word in shlex.split(lines[-1]):
+        assert "=" in word or word == "vllm" or word in said
+
+
+@pytest.mark.parametrize(("plugin", "pooling"), [("", "STEP"), ("plugin", "LAST")])
+def test_print_has_the_flags_that_the_vllm_named_can_take(plugin, pooling, fake_python, monkeypatch):
+    monkeypatch.setenv("FAKE_PLUGIN", plugin)
+    example = str(EXAMPLES / "arithmetic_cpu.yaml")
+    done = CliRunner().invoke(app, ["up", "--config", example, "--print", "--python", str(fake_python)])
+    assert done.exit_code == 0, done.output
+    assert f'"pooling_type": "{pooling}"' in done.stdout
+    assert ("TrimQwen2ForProcessReward" in done.stdout) is bool(plugin)

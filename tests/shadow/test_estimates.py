@@ -143,7 +143,7 @@ def test_what_a_walk_does_not_know_of_all_questions_it_does_not_say():
         ),
     ],
 )
-def test_verdicts(records, use, words):
+def test_the_verdict_follows_from_savings_and_agreement(records, use, words):
     (verdict,) = summarise_shadow(records)["verdicts"]
     assert (verdict["use"], words in verdict["text"]) == (use, True), verdict["text"]
 

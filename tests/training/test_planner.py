@@ -162,7 +162,7 @@ def test_a_wrong_setting_is_named(settings, complaint):
 
 @published
 class TestPublished:
-    def test_small_alone(self):
+    def test_the_published_small_model_alone_is_as_accurate_as_reported(self):
         model = load_published(PUBLISHED)
         right = simulate(
             model, StatelessBatchPolicy(lambda seen: 0 * seen.index), 100_000, seed=1
@@ -172,7 +172,7 @@ class TestPublished:
         assert (model.p_small, model.p_large) == pytest.approx((0.86595, 0.97043), abs=1e-5)
 
     @pytest.mark.parametrize("belief", BELIEFS)
-    def test_time_to_solve(self, belief):
+    def test_the_published_model_is_solved_within_seconds(self, belief):
         model = load_published(PUBLISHED)
         begun = time.process_time()
         solve(model, Terms(0.05), belief=belief)

@@ -48,7 +48,7 @@ def explored():
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("beforehand", [True, False])
-def test_they_are_exact(policy, beforehand, explored):
+def test_offline_rollouts_equal_real_runs(policy, beforehand, explored):
     rollouts = explored if beforehand else Rollouts(questions(N), build)
     runs = rollouts.runs
     recorded, real = Watching(policy), Watching(policy)

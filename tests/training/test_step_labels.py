@@ -370,7 +370,7 @@ def test_a_record_that_is_no_continuation_is_refused_by_name(tmp_path):
         label(tmp_path, models(ScriptedChatModel(script=["a.", "right"])))
 
 
-def test_labels_are_traces(tmp_path):
+def test_labels_are_written_and_read_as_traces(tmp_path):
     (traces, _), _ = label(tmp_path, models(half_behind_a()), replace(SETTINGS, rollouts=2))
     write_traces(tmp_path / "labels.jsonl", traces)
     assert list(read_traces(tmp_path / "labels.jsonl")) == traces

@@ -66,7 +66,7 @@ class TestReading:
         assert (third.scores, third.writers) == ((0.9, 0.8), ("small", "large"))
         assert [seen.draft_ends for seen in (first, second, third)] == [False, False, True]
 
-    def test_nothing_to_read(self):
+    def test_traces_without_enough_labels_are_refused(self):
         with pytest.raises(InputError, match="no labelled step"):
             read_training_data([trace(("small", 0.9, None))])
         with pytest.raises(InputError, match="only 1 scored drafts of the small model are right"):
@@ -130,7 +130,7 @@ class TestReading:
         assert model.large_ratio == pytest.approx(60 / mean)
 
     @pytest.mark.skipif(not PROCESSBENCH.exists(), reason="ProcessBench is not here")
-    def test_labelled_solutions(self):
+    def test_a_model_is_fitted_to_labelled_solutions(self):
         """Real labels; the scores are drawn from a known world, state by state."""
         rng, tables = np.random.default_rng(0), world().score_alone()
         traces, slips, drafts = [], 0, 0
@@ -214,7 +214,7 @@ class TestGoodness:
         report = goodness_of_fit(world(), read_training_data(traces), simulated=100)
         assert report["accuracy"]["small"]["same_everywhere_p"] < 1e-6
 
-    def test_picture(self, tmp_path):
+    def test_a_plot_is_drawn_with_and_without_data(self, tmp_path):
         draw(world(), tmp_path / "model.png")
         draw(world(), tmp_path / "both.png", read_training_data(traces_from(world(), 100)))
         for name in ("model", "both"):
@@ -222,7 +222,7 @@ class TestGoodness:
 
 
 class TestFile:
-    def test_it_comes_back(self, tmp_path):
+    def test_a_saved_model_is_loaded_as_it_was(self, tmp_path):
         model = world(made={"by": "a test"}, shrink=np.array([0.1, 0.2, 0.3]))
         model.save(tmp_path / "model.json")
         loaded = StepModel.load(tmp_path / "model.json")
@@ -249,7 +249,7 @@ class TestFile:
         with pytest.raises(SettingsError, match=complaint):
             StepModel.load(file)
 
-    def test_no_file(self, tmp_path):
+    def test_a_missing_or_damaged_file_is_refused(self, tmp_path):
         with pytest.raises(SettingsError, match="does not exist"):
             StepModel.load(tmp_path / "model.json")
         (tmp_path / "model.json").write_text("{")
@@ -257,7 +257,7 @@ class TestFile:
             StepModel.load(tmp_path / "model.json")
 
     @pytest.mark.skipif(not PUBLISHED.exists(), reason="the published parameters are not here")
-    def test_published(self):
+    def test_the_published_parameters_are_loaded(self):
         model = load_published(PUBLISHED)
         assert (model.p_large, model.tokens.tolist()) == (pytest.approx(0.97043, abs=1e-5), [60])
 
@@ -295,7 +295,7 @@ class TestSimulator:
             own = np.where(simulator.by_large, simulator.large_score, score)
             least = np.minimum(least, own)
 
-    def test_accuracies(self):
+    def test_the_accuracy_of_one_decision_is_as_computed(self):
         model, alive = world(), ending_chances(world())
         steps = np.arange(1, model.steps + 1)
         for decision, chance in ((0, model.p_small), (1, model.p_large), (2, model.p_large)):
@@ -326,7 +326,7 @@ class TestSimulator:
         assert (seen.index[some] == 0).all()
         assert np.array_equal(simulator.large_tokens[~some], spent[~some])
 
-    def test_rounds_change_nothing(self, monkeypatch):
+    def test_one_round_gives_the_same_as_several(self, monkeypatch):
         """A row's next solution knows nothing of the one before."""
         router = BatchPomdp(solve(world(), Terms(0.5)))
         for one in (router, batch_threshold(0.5)):

@@ -235,7 +235,7 @@ class TestUsage:
         seen = usage.usage_metadata["small"]
         assert seen["output_tokens"] == 2 * answer.usage_metadata["output_tokens"]
 
-    def test_cached_prompt_tokens(self, small):
+    def test_cached_prompt_tokens_are_reported(self, small):
         chat = [HumanMessage("count the words " * 60), AIMessage("so")]
         small.invoke(chat, max_tokens=1)
         for answer in (small.invoke(chat, max_tokens=1), list(small.stream(chat, max_tokens=1))[-1]):
@@ -253,7 +253,7 @@ class TestUsage:
         raw.model_post_init(None)
         assert raw.invoke(CHAT, stop=stop, logprobs=True).response_metadata[key] == pytest.approx(one[key])
 
-    def test_top_log_probabilities(self, small, large):
+    def test_top_log_probabilities_are_reported_in_order(self, small, large):
         for model in (small, large):
             reported = model.invoke(CHAT, max_tokens=1, top_logprobs=5).response_metadata["logprobs"][
                 "content"
@@ -323,7 +323,7 @@ class TestManyCalls:
         (pool,) = [p for key, p in _pools.items() if key[:2] == (model._server.root, 32)]
         assert sum(len(slot.client._transport._pool.connections) for slot in pool.slots) <= 32
 
-    def test_threads(self, small):
+    def test_calls_of_many_threads_are_answered_alike(self, small):
         answers = small.batch([CHAT] * 40, stop=["\n\n"])
         assert len({answer.content for answer in answers}) == 1
 
@@ -419,7 +419,7 @@ class TestKey:
         monkeypatch.setenv(KEY_ENV, KEY)
         assert large.invoke(CHAT).content
 
-    def test_another_models_name(self, servers):
+    def test_the_name_of_another_model_is_refused(self, servers):
         with pytest.raises(ModelServerError, match="serves small; model='smal' is none of them"):
             ChatVLLM(model="smal", base_url=servers["small"].url).invoke(CHAT)
 

@@ -293,14 +293,14 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
             self._raised.pop(run["id"], None)
 
     def after_agent(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
-        """Summarise the question and emit ``finished``, however the agent has ended."""
+        """Summarises the question and emits ``finished``, however the agent has ended."""
         begun = "trim_run" in state
         return self._ended(
             state, runtime, stored_calls(from_agent_keys(state), ensure_config()) if begun else set()
         )
 
     async def aafter_agent(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
-        """Summarise the question as `after_agent` does, without blocking the event loop."""
+        """Summarises the question as `after_agent` does, without blocking the event loop."""
         begun = "trim_run" in state
         stored = await astored_calls(from_agent_keys(state), ensure_config()) if begun else set[str]()
         if self.ledger is None:

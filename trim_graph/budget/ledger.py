@@ -200,7 +200,7 @@ def open_ledger(spec: str, *, reservation_s: float = RESERVATION_S) -> AbstractC
         return nullcontext(SqliteLedger(place.place, reservation_s))
     if place.kind == "postgresql":
         try:
-            from .ledger_postgres import open_postgres_ledger
+            from .postgres import open_postgres_ledger
         except ImportError as error:
             raise SettingsError(
                 'a ledger in PostgreSQL needs an extra: pip install "trim-graph[postgres]"'

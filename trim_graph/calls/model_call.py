@@ -645,7 +645,7 @@ def record_on_abort(call: Call) -> Iterator[None]:
 
 
 def charged(call: Call, update: Update) -> Update:
-    """Adds a large call's name to the update that charges it, and record the call until that is stored.
+    """Adds a large call's name to the update that charges it, and records the call until that is stored.
 
     A note reports a charge for tokens that the model did not report.
     """
@@ -828,7 +828,7 @@ def error_has_fallback(error: Exception, part: Component, settings: Settings) ->
 
 
 def failure(error: Exception, part: Component, *, context_full: bool = False) -> Failure:
-    """Returns an error as a `Failure` for the state, and emit the event ``failed``.
+    """Returns an error as a `Failure` for the state, and emits the event ``failed``.
 
     Args:
         error: The error of a call.

@@ -28,7 +28,7 @@ from trim_graph.evaluation.calibration import (
     CachedScorer,
     Calibrator,
     Forecast,
-    Point,
+    MeasuredPoint,
     RecordFile,
     Selection,
     Target,
@@ -272,7 +272,7 @@ class _Calibration:
     ) -> None:
         self.options, self.config, self.dataset, self.priced = options, config, dataset, priced
         self.scorer = None if parts.scorer is None else CachedScorer(parts.scorer)
-        self.parts = Parts(_remembering(parts.small), _remembering(parts.large), self.scorer)
+        self.parts = Parts(_with_cache(parts.small), _with_cache(parts.large), self.scorer)
         self.identity = {
             **identity_of(config),
             "prices": price_identity(config.prices),
@@ -312,7 +312,7 @@ class _Calibration:
         self._opened.close()
         self.bar = self._opened.enter_context(Progress(arm_name(policy), self.n, done=done))
 
-    def _print_point(self, point: Point) -> None:
+    def _print_point(self, point: MeasuredPoint) -> None:
         self._opened.close()
         metrics = {
             "share": point.share,
@@ -324,8 +324,8 @@ class _Calibration:
         print(f"{point.setting}: {line}", file=sys.stderr, flush=True)
 
 
-def _remembering(model: Any) -> Any:
-    """Lets a greedy model remember its answers: the policies of a family mostly ask it the same."""
+def _with_cache(model: Any) -> Any:
+    """Caches the answers of a greedy model: the policies of a family mostly send it the same calls."""
     from langchain_core.caches import InMemoryCache
 
     if getattr(model, "temperature", None) == 0 and getattr(model, "cache", False) is None:

@@ -12,7 +12,7 @@ from trim_graph.errors import SettingsError, TrimError, counted
 from trim_graph.evaluation.arms import identity_of
 from trim_graph.evaluation.experiment import WorkItems
 from trim_graph.evaluation.records import Record
-from trim_graph.evaluation.runner import MAX_CONSECUTIVE_FAILURES, Executor, Models, RunQuestions
+from trim_graph.evaluation.runner import MAX_CONSECUTIVE_FAILURES, Executor, Models, RunQuestions, run_each
 from trim_graph.evaluation.traces import Source, parse_trace, read_traces, trace_of, write_traces
 from trim_graph.storage.journal import Journal, settings_beside
 
@@ -26,7 +26,7 @@ DEFAULT_N = 1000
 
 
 def run_collect(request: CollectOptions) -> None:
-    """Collect the traces that a request asks for, or what is left of them.
+    """Collects the traces that a request asks for, or what is left of them.
 
     Raises:
         TrimError: The request cannot be fulfilled.
@@ -109,10 +109,10 @@ class _Collection:
             self._give_up(record, journal)
 
         async def work() -> None:
-            await executor.map(
-                RunQuestions(
-                    seed=self.config.settings.seed, rated=True, label_steps=self.request.label_steps
-                ),
+            seed = self.config.settings.seed
+            task = RunQuestions(seed=seed, rated=True, label_steps=self.request.label_steps)
+            await run_each(
+                await executor.setup(task),
                 items.unfinished(journal.finished),
                 concurrency=min(self.request.concurrency, left),
                 on_result=keep,

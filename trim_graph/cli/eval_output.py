@@ -116,7 +116,7 @@ def print_summary(summary: RunSummary, folder: Path, *, as_json: bool) -> None:
         if kinds[verdict["arm"]] != "baseline" and verdict["arm"] != summary["headline"]["arm"]:
             console.print(f"- {verdict['text']}")
     console.print(f"\n{summary['verdict']}")
-    console.print(f"\nAll figures: summary.json in {folder}; a page: trim-graph report {folder}")
+    console.print(f"\nAll metrics: summary.json in {folder}; a page: trim-graph report {folder}")
 
 
 def _console(*, stderr: bool = False) -> Console:

@@ -82,5 +82,5 @@ def _line(one: Reservation) -> str:
 
 
 def _in_line(name: str) -> str:
-    """A name on a line of its own: a line break in it would look like another reservation."""
+    """Returns a name on one line: a line break in it would look like another reservation."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)

@@ -466,7 +466,7 @@ class ReportOptions(Options):
         Bound(lambda value: 0 < value < 1, "choose a share of the questions between 0 and 1", "g"),
     ] = None
     as_json: Annotated[
-        bool, typer.Option("--json", help="Of a shadow: print the figures as one JSON object.")
+        bool, typer.Option("--json", help="Of a shadow: print the metrics as one JSON object.")
     ] = False
 
 

@@ -31,7 +31,7 @@ class Row:
 
 
 def run_plan(options: PlanOptions) -> None:
-    """Plans, writes the policy files, and prints what simulated solutions make of them.
+    """Plans, writes the policy files, and prints the results of simulated solutions.
 
     Raises:
         TrimError: An option is not valid, or the work cannot be done.

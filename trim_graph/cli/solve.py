@@ -140,7 +140,7 @@ def _run(options: SolveOptions, config: TrimConfig, graph: Any, question: str | 
 
 
 def _given(options: SolveOptions, question: str | None) -> Any:
-    """Input with which the graph is invoked.
+    """Returns the input with which the graph is invoked.
 
     Raises:
         SettingsError: ``--answer`` is not YAML.
@@ -189,7 +189,7 @@ def may_ask_human(config: TrimConfig) -> bool:
 
 
 def waiting(graph: Any, place: Any) -> dict[str, Any] | None:
-    """Question that the run of a thread asks a human; None where it does not wait."""
+    """Returns the question that the run of a thread asks a human; None where it does not wait."""
     if graph.checkpointer is None:
         return None
     tasks = graph.get_state(place).tasks

@@ -95,7 +95,7 @@ def _entries(node: Any) -> Iterator[tuple[str | int, Any, Any]]:
 
 
 def _refuse_repeats(node: Any, file: Path) -> None:
-    """YAML takes the last of two equal keys without a word, and a limit set in the first is lost."""
+    """Refuses a key that is set twice: YAML takes the last silently, so a limit in the first is lost."""
     if node is None:
         return
     pending, known = [node], {id(node)}

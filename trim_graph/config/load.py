@@ -218,7 +218,7 @@ def example_config(overrides: dict[str, Any] | None = None) -> TrimConfig:
 
 
 def for_measuring(config: TrimConfig) -> TrimConfig:
-    """The configuration without what belongs to users: runs that measure draw from no account, ask nobody.
+    """Returns a configuration for runs that measure: they draw from no user's account and ask nobody.
 
     They route, with a section ``shadow`` too.
     """

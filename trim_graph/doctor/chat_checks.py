@@ -36,7 +36,7 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 async def server(subject: Subject) -> Finding:
-    """A server answers at the address."""
+    """Checks that a server answers at the address."""
     root = subject.on_server.root
     try:
         listed = (await subject.on_server.get("/v1/models")).get("data") or []
@@ -62,7 +62,7 @@ async def server(subject: Subject) -> Finding:
 
 
 async def key(subject: Subject) -> Finding:
-    """The server takes the key, or wants none."""
+    """Checks that the server takes the key, or needs none."""
     name = subject.entry.api_key_env
     given = bool(name and os.environ.get(name, "").strip())
     if subject.unauthorised:
@@ -79,7 +79,7 @@ async def key(subject: Subject) -> Finding:
 
 
 async def model(subject: Subject) -> Finding:
-    """The server knows the model by its name."""
+    """Checks that the server knows the model by its name."""
     entries = {str(entry.get("id")): entry for entry in subject.known["models"]}
     wanted, names = subject.entry.model, ", ".join(map(repr, entries)) or "nothing"
     if wanted not in entries:
@@ -95,7 +95,7 @@ async def model(subject: Subject) -> Finding:
 
 
 async def writes(subject: Subject) -> Finding:
-    """The server's model generates text."""
+    """Checks that the server's model generates text."""
     error = await _refusal(subject, "/v1/chat/completions", _chat(subject))
     if error is None:
         return Finding.ok("the server generates text")
@@ -112,7 +112,7 @@ async def writes(subject: Subject) -> Finding:
 
 
 async def pools(subject: Subject) -> Finding:
-    """The server's model gives scores."""
+    """Checks that the server's model gives scores."""
     error = await _refusal(subject, "/pooling", _pool(subject))
     if error is None:
         return Finding.ok("the server is a pooling server")
@@ -134,7 +134,7 @@ async def pools(subject: Subject) -> Finding:
 
 
 async def tokens_of(subject: Subject, text: str) -> list[int] | None:
-    """The server's tokens of a text; None where it does not report them."""
+    """Returns the server's tokens of a text; None where it does not report them."""
     body = {"prompt": text, "add_special_tokens": False}
 
     async def post(path: str, asked: dict[str, Any]) -> Any:
@@ -177,7 +177,7 @@ _ALIKE = 8
 
 
 def conversation(subject: Subject, prefix: str = "") -> list[BaseMessage]:
-    """Messages that a run would send for the first sample, with `prefix` written already."""
+    """Returns the messages that a run would send for the first sample, with `prefix` written already."""
     question = HumanMessage(subject.samples[0].question)
     return compose([question], subject.settings.instruction, prefix)
 
@@ -194,7 +194,7 @@ async def choose_samples(subject: Subject) -> None:
 
 
 async def continuation(subject: Subject) -> Finding:
-    """A text is carried on byte for byte: its newlines are part of the format."""
+    """Checks that the model continues a text byte for byte: newlines are part of the format."""
     if subject.server is None:
         return await _continuation_by_count(subject)
     if not dialect_of(subject.served).renders:
@@ -229,7 +229,7 @@ async def continuation(subject: Subject) -> Finding:
 
 
 async def system_message(subject: Subject) -> Finding:
-    """The chat template has a role for the instruction, or the instruction goes elsewhere."""
+    """Reports where the instruction is: in a role of the chat template, or in the first human message."""
     takes = getattr(subject.adapter, "takes_system_role", None)
     if takes is None or not dialect_of(subject.served).renders:
         return Finding.warning("cannot be checked: the model does not show its chat template")
@@ -242,7 +242,7 @@ async def system_message(subject: Subject) -> Finding:
 
 
 async def special_tokens(subject: Subject) -> Finding:
-    """Special tokens that somebody writes stay text."""
+    """Checks that special tokens in a user's text stay text."""
     prompts = VLLMPrompts(
         subject.on_server, subject.entry.model, "auto", dict(subject.entry.chat_template_kwargs)
     )
@@ -284,7 +284,7 @@ async def _continuation_by_count(subject: Subject) -> Finding:
 
 
 async def by_prompt(subject: Subject) -> Finding:
-    """Says of a model that cannot carry on a text what that means."""
+    """Reports what it costs that a model cannot continue a text."""
     return Finding.warning(
         "this model cannot carry on a text exactly, so it is asked by prompt for each step: more tokens to "
         "read, and no exactness"
@@ -292,7 +292,7 @@ async def by_prompt(subject: Subject) -> Finding:
 
 
 async def writing(subject: Subject) -> Finding:
-    """The model writes a text when asked as in a run; later checks look at it."""
+    """Checks that the model writes a text when asked as in a run; later checks use that text."""
     begun = time.monotonic()
     answer = await subject.adapter.ainvoke(conversation(subject), max_tokens=WRITTEN, temperature=0.0)
     took = time.monotonic() - begun
@@ -310,7 +310,7 @@ async def writing(subject: Subject) -> Finding:
 
 
 async def carrying_on(subject: Subject) -> Finding:
-    """Given the beginning of its own text, the model writes the rest, not the whole again."""
+    """Checks that the model, given the beginning of its own text, writes the rest and not the whole again."""
     text, delimiter = subject.known["answer"].text, subject.settings.delimiter
     cut = text.find(delimiter) + len(delimiter) if delimiter in text else text.find(" ", len(text) // 3)
     begun, rest = text[:cut], text[cut:]
@@ -351,7 +351,7 @@ async def _another_prompt(subject: Subject, begun: str, answer: Any) -> Finding 
 
 
 async def usage(subject: Subject) -> Finding:
-    """Answers report the tokens that budgets count."""
+    """Checks that answers report the tokens that budgets count."""
     for how, answer in (("an answer", "answer"), ("a streamed answer", "streamed")):
         seen = subject.known.get(answer)
         used = getattr(seen, "usage_metadata", None) or {}
@@ -367,7 +367,7 @@ async def usage(subject: Subject) -> Finding:
 
 
 async def cached_tokens(subject: Subject) -> Finding:
-    """The server reports how much of a prompt came from its cache, for the bill."""
+    """Checks that the server reports how much of a prompt came from its cache, for the bill."""
     again = subject.known.get("repeated") or subject.known["answer"]
     cached = (again.usage_metadata.get("input_token_details") or {}).get("cache_read")
     if cached is None:
@@ -379,7 +379,7 @@ async def cached_tokens(subject: Subject) -> Finding:
 
 
 async def reasoning_limit(subject: Subject) -> Finding:
-    """The server ends reasoning at a number of tokens, where the setting ``min_answer_tokens`` needs it."""
+    """Checks that the server ends reasoning at a number of tokens, which ``min_answer_tokens`` needs."""
     dialect = dialect_of(subject.served)
     if dialect.limits_reasoning:
         error = await _refusal(
@@ -399,7 +399,7 @@ async def reasoning_limit(subject: Subject) -> Finding:
 
 
 async def context_length(subject: Subject) -> Finding:
-    """The longest sequence holds a step, and better a whole solution."""
+    """Checks that the context holds a step, and better a whole solution."""
     length, settings = longest(subject), subject.settings
     if length is None:
         return Finding.ok("not reported, so taken as enough")
@@ -435,7 +435,7 @@ def room(part: str, length: int, asked: int, max_steps: int, step_tokens: int) -
 
 
 def longest(subject: Subject) -> int | None:
-    """Longest sequence in tokens, from the server or from the model's folder."""
+    """Returns the context length in tokens, from the server or from the model's folder."""
     if subject.server is not None:
         return dialect_of(subject.served).max_model_len(subject.served)
     place = getattr(subject.adapter, "model", None)
@@ -447,7 +447,7 @@ def longest(subject: Subject) -> int | None:
 
 
 async def latency(subject: Subject) -> Finding:
-    """Seconds of the shortest call."""
+    """Measures the seconds of the shortest call."""
 
     async def call() -> Any:
         return await subject.adapter.ainvoke(conversation(subject), max_tokens=1, temperature=0.0)
@@ -458,7 +458,7 @@ async def latency(subject: Subject) -> Finding:
 
 
 async def median_seconds(call: Any) -> float:
-    """Median duration of a few calls, one after the other."""
+    """Returns the median duration of a few calls, one after the other."""
     took = []
     for _ in range(_CALLS):
         begun = time.monotonic()
@@ -468,7 +468,7 @@ async def median_seconds(call: Any) -> float:
 
 
 async def time_limits(subject: Subject) -> Finding:
-    """The longest step fits into the time limits."""
+    """Checks that the longest step fits into the time limits."""
     if subject.seconds is None or not subject.tokens_per_second:
         return Finding.warning("cannot be checked: the speed was not seen")
     tokens = subject.settings.max_step_tokens
@@ -490,12 +490,12 @@ _LONGER = 512
 
 
 async def stop(subject: Subject) -> Finding:
-    """A call ends at its stop string and says so."""
+    """Checks that a call ends at its stop string and reports it."""
     return await _stops(subject, "repeated")
 
 
 async def stop_streamed(subject: Subject) -> Finding:
-    """The same over a stream, by which calls with a time limit go."""
+    """Checks the same over a stream, which calls with a time limit use."""
     return await _stops(subject, "streamed", timeout=subject.timeout)
 
 
@@ -537,13 +537,13 @@ async def _stops(subject: Subject, name: str, **settings: Any) -> Finding:
 
 
 def _needle(text: str) -> str | None:
-    """A string from the middle of a text, not at its start: the second word or sign."""
+    """Returns a string from the middle of a text, not at its start: the second word or sign."""
     found = re.search(r"\S+?\s+(\S+)", text)
     return found[1] if found and not text.startswith(found[1]) else None
 
 
 async def end_of_sequence(subject: Subject) -> Finding:
-    """The end of the text is recognisable: no stop string is named."""
+    """Checks that the end of a text is recognisable: its answer names no stop string."""
     settings = {"stop": [subject.settings.delimiter * 4 + "<never>"], "temperature": 0.0}
     answer = await subject.adapter.ainvoke(conversation(subject), max_tokens=_LONGER, **settings)
     reason, finish = (answer.response_metadata.get(key) for key in ("stop_reason", "finish_reason"))

@@ -39,7 +39,7 @@ from .subjects import (
 
 
 def graph(config: TrimConfig, parts: Parts) -> Finding:
-    """The graph can be built: policy, scorer, budget and prices fit."""
+    """Checks that the graph can be built: policy, scorer, budget and prices fit."""
     policy = config.policy.build()
     if policy.needs_score and config.scorer is None:
         return Finding.error(
@@ -66,7 +66,7 @@ def graph(config: TrimConfig, parts: Parts) -> Finding:
 
 
 def two_models(config: TrimConfig) -> Finding:
-    """Small and large are not the same."""
+    """Checks that small and large are not the same model."""
     small, large = config.small.model_dump(), config.large.model_dump()
     places = [{key: entry.get(key) for key in ("type", "model", "base_url")} for entry in (small, large)]
     if config.small.type != "example" and places[0] == places[1]:
@@ -77,7 +77,7 @@ def two_models(config: TrimConfig) -> Finding:
 
 
 def alike(replicas: list[Subject]) -> Finding:
-    """The replicas of a part serve one model: a question may be moved from any to any other."""
+    """Checks that the replicas of a part serve one model: a question may move from any to any other."""
     seen = [
         {"model": subject.served.get("root"), "max_model_len": subject.served.get("max_model_len")}
         for subject in replicas
@@ -101,7 +101,7 @@ def alike(replicas: list[Subject]) -> Finding:
 
 
 def shared_tokenizer(small: Subject, large: Subject) -> Finding:
-    """Whether small and large have one tokenizer."""
+    """Reports whether small and large have one tokenizer."""
     ours, theirs = small.known.get("tokens"), large.known.get("tokens")
     if ours is None or theirs is None:
         return Finding.warning(
@@ -115,7 +115,7 @@ def shared_tokenizer(small: Subject, large: Subject) -> Finding:
 
 
 def thresholds(config: TrimConfig, scorer: Subject) -> Finding | None:
-    """The policy's thresholds lie among the scores that were seen; None without any."""
+    """Checks that the policy's thresholds lie among the scores that were seen; None without any."""
     found = list(_thresholds(config.policy))
     if not found or scorer.scores is None:
         return None
@@ -146,7 +146,7 @@ _TRAINED_ON = {
 
 
 def segmentation(config: TrimConfig) -> Finding | None:
-    """Steps end where those end that the PRM was trained on, each of several; None without a PRM."""
+    """Checks that steps end as those that each PRM was trained on; None without a PRM."""
     findings = [_segmentation(config, part) for part in scorer_parts(config.scorer)]
     known = [finding for finding in findings if finding is not None]
     return next((one for one in known if one.status != "ok"), known[0] if known else None)
@@ -171,7 +171,7 @@ def _segmentation(config: TrimConfig, scorer: Any) -> Finding | None:
 
 
 def _format_of(scorer: Any) -> str | None:
-    """The format of a PRM as far as it is known without a download; None without a PRM."""
+    """Returns the format of a PRM as far as it is known without a download; None without a PRM."""
     form: str | None = getattr(scorer, "format", None)
     if form != "auto":
         return form
@@ -180,7 +180,7 @@ def _format_of(scorer: Any) -> str | None:
 
 
 def _step_end(way: Segmentation) -> str | None:
-    """The least that ends a step; None where neither a line break nor a blank line does."""
+    """Returns the least that ends a step; None where neither a line break nor a blank line does."""
     cuts = (end for end in _ENDS if [step for step, _ in way.split(end.join(_STEPS))] == list(_STEPS))
     return next(cuts, None)
 
@@ -199,7 +199,7 @@ _RANKED_RIGHT = 0.8
 
 
 async def tokenizer(subject: Subject) -> Finding:
-    """The tokenizer used here is the server's."""
+    """Checks that the tokenizer used here is the server's."""
     from trim_graph.adapters.model_source import check_model, load_tokenizer
 
     entry = subject.entry
@@ -235,7 +235,7 @@ async def tokenizer(subject: Subject) -> Finding:
 
 
 async def step_token(subject: Subject) -> Finding:
-    """The step token is one token of the PRM's tokenizer."""
+    """Checks that the step token is one token of the PRM's tokenizer."""
     loaded = subject.known["tokenizer"]
     choice = await _choice(subject)
     token = choice.step_token or (STEP_TOKENS["qwen"] if choice.name == "qwen" else None)
@@ -253,14 +253,14 @@ async def step_token(subject: Subject) -> Finding:
 
 
 def _like_step_tokens(added: Iterable[str]) -> list[str]:
-    """Added tokens that look like one, the likeliest first."""
+    """Returns the added tokens that look like a step token, the likeliest first."""
     marks = [token for token in added if token[:1] in "<[|" and " " not in token]
     words = ("extra", "step", "score", "prm")
     return sorted(marks, key=lambda token: (not any(word in token.lower() for word in words), token))[:8]
 
 
 async def scores(subject: Subject) -> Finding:
-    """One probability comes for each step."""
+    """Checks that the scorer gives one probability for each step."""
     sample = max(subject.samples, key=lambda sample: len(sample.right))
     try:
         for steps in (sample.right_steps[:1], sample.right_steps):
@@ -278,7 +278,7 @@ async def scores(subject: Subject) -> Finding:
 
 
 async def ranking(subject: Subject) -> Finding:
-    """Right steps score above wrong ones."""
+    """Checks that right steps score above wrong ones."""
     right, wrong = [], []
     for sample in subject.samples:
         right.append((await _scores(subject, sample.question, sample.right_steps))[-1])
@@ -312,7 +312,7 @@ def _is_reward_model(subject: Subject) -> bool:
 
 
 async def context_length(subject: Subject) -> Finding:
-    """The scorer reads a question with a step, and better with a whole solution."""
+    """Checks that the scorer can read a question with a step, and better with a whole solution."""
     length, settings = longest(subject), subject.settings
     if length is None:
         return Finding.ok("not reported, so taken as enough")
@@ -323,7 +323,7 @@ async def context_length(subject: Subject) -> Finding:
 
 
 async def latency(subject: Subject) -> Finding:
-    """Seconds of one scoring."""
+    """Measures the seconds of one scoring."""
     sample = subject.samples[0]
     subject.seconds = await median_seconds(lambda: _scores(subject, sample.question, sample.right_steps))
     read_timeout = getattr(subject.entry, "read_timeout", None)
@@ -341,7 +341,7 @@ _HITS = re.compile(r"^vllm:prefix_cache_hits_total(?:\{[^}]*\})? (\S+)$", re.MUL
 
 
 async def prefix_cache(subject: Subject) -> Finding:
-    """Passes take what they have read before from the server's prefix cache."""
+    """Checks that the server takes what it has read before from its prefix cache."""
     if subject.entry.type == "vllm_prm" and not subject.adapter.scores_by_step:
         return await _without_cache(subject)
     sample = subject.samples[0]
@@ -372,7 +372,7 @@ async def prefix_cache(subject: Subject) -> Finding:
 
 
 async def _cache_hits(subject: Subject) -> float | None:
-    """Tokens that the server has taken from its prefix cache; None where it does not say."""
+    """Returns the tokens that the server has taken from its prefix cache; None where it does not say."""
     try:
         found = _HITS.findall(await subject.on_server.get_text("/metrics"))
     except ModelServerError:
@@ -394,7 +394,7 @@ async def _without_cache(subject: Subject) -> Finding:
 
 
 async def _choice(subject: Subject) -> FormatChoice:
-    """Format of a served PRM, after `tokenizer`."""
+    """Returns the format of a served PRM, after `tokenizer`."""
     return await in_thread(lambda: chosen_format(subject.entry, subject.known["tokenizer_place"]))
 
 
@@ -465,7 +465,7 @@ _OF_SERVED_SCORERS: dict[str, list[tuple[str, Check]]] = {
 
 
 def checks_of(subject: Subject) -> list[tuple[str, Check]]:
-    """The checks that apply to a part, in order."""
+    """Returns the checks that apply to a part, in order."""
     if any(part.type in ("token_probability", "turn_signals") for part in scorer_parts(subject.entry)):
         return []  # it reads what the writers report, or an agent's turns; `graph` checks that there are any
     if subject.by_prompt:

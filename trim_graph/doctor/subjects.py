@@ -137,7 +137,7 @@ PROBE_TEXT = "Start with 47. Step 1: add 38, so 47 + 38 = 85.\n\nThen \\boxed{85
 
 
 def reads_arithmetic(tokens: list[int]) -> bool:
-    """Whether these are the tokens of `PROBE_TEXT` by the tokenizer of the arithmetic models."""
+    """Returns whether these are the tokens of `PROBE_TEXT` by the tokenizer of the arithmetic models."""
     from tokenizers import Tokenizer
 
     from trim_graph.examples.arithmetic import SMALL
@@ -359,7 +359,7 @@ class Report:
         return f"{counted(len(self.errors), 'error')} ({parts}){warnings}: fix them before a run"
 
     def record(self) -> dict[str, Any]:
-        """The report, JSON-native."""
+        """Returns the report, JSON-native."""
         return {
             "errors": len(self.errors),
             "warnings": len(self.warnings),
@@ -371,7 +371,7 @@ class Report:
         }
 
     def without(self, secrets: Iterable[str]) -> Report:
-        """The same with every secret masked, should a server have echoed one."""
+        """Returns the report with every secret masked, should a server have echoed one."""
         hidden = [secret for secret in secrets if secret]
 
         def masked(text: str) -> str:

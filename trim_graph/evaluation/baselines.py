@@ -39,7 +39,7 @@ from .records import (
     read_rows_of,
     write_json,
 )
-from .runner import Models, RunQuestions, run_question
+from .runner import Models, RunQuestions, run_each, run_question
 from .scorer_metrics import compiled_pattern
 from .traces import Source, Trace, read_traces, trace_of
 
@@ -309,8 +309,13 @@ async def run_entropy_pilot(runner: ExperimentRunner) -> list[float]:
     path = runner.folder / NAME
     items = WorkItems(run_config.dataset, min(run_config.n, PILOT))
     with Journal(path, {**run_config.settings, "pilot": _POLICY}) as journal:
-        task = EntropyPilot(run_config.seed)
-        await runner.fill("entropies", journal, items, task, lambda probed: journal.append(dict(probed)))
+        if await runner.begin("entropies", journal, items):
+            await run_each(
+                await runner.executor.setup(EntropyPilot(run_config.seed)),
+                items.unfinished(journal.finished),
+                concurrency=run_config.concurrency,
+                on_result=lambda probed: journal.append(dict(probed)),
+            )
     entropies, failed = _read_entropies(path)
     path.unlink()
     if not entropies:
@@ -393,8 +398,8 @@ async def score_solutions(runner: ExperimentRunner) -> dict[tuple[int, int], Sco
         left = [row for row in rows if row["steps"] and (row["index"], row["sample"]) not in found]
         runner.on_begin("scores of the small model's solutions", len(rows), len(rows) - len(left))
         if left:
-            concurrency = min(run_config.concurrency, len(left))
-            await runner.executor.map(ScoreSolutions(), left, concurrency=concurrency, on_result=add)
+            work = await runner.executor.setup(ScoreSolutions())
+            await run_each(work, left, concurrency=run_config.concurrency, on_result=add)
     for row in rows:
         index, sample = row["index"], row["sample"]
         nothing = Scored(index=index, sample=sample, scores=[], tokens=0, output_tokens=0, seconds=0.0)
@@ -469,7 +474,9 @@ class Validation:
             rated = writer == "small" and not labelled
             task = RunQuestions(policy, runner.run_config.seed, rated=rated, label_steps=True)
             items = WorkItems(self.dataset, self.n)
-            await runner.fill(f"validation, {writer}", journal, items, task, keep)
+            if await runner.begin(f"validation, {writer}", journal, items):
+                work, left = await runner.executor.setup(task), items.unfinished(journal.finished)
+                await run_each(work, left, concurrency=runner.run_config.concurrency, on_result=keep)
         return file
 
     def regrade(self) -> None:

@@ -76,17 +76,17 @@ class Target:
 
     @property
     def level(self) -> float:
-        """What `Point.value` is compared with."""
+        """What `MeasuredPoint.value` is compared with."""
         return 1 - self.value if self.kind == "save" else self.value
 
     @property
     def is_limit(self) -> bool:
-        """Whether `Point.value` must not exceed the level."""
+        """Whether `MeasuredPoint.value` must not exceed the level."""
         return self.kind in ("max_cost", "save", "max_loss")
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class MeasuredPoint:
     """Measurement of one operating point on the validation questions.
 
     Attributes:
@@ -129,11 +129,11 @@ class Selection:
         nearest: The point that ``undecided`` is of; None where that is no point.
     """
 
-    point: Point | None
+    point: MeasuredPoint | None
     undecided: PairedOutcomes | None = None
     further: int | None = None
     confidence: float = CONFIDENCE
-    nearest: Point | None = None
+    nearest: MeasuredPoint | None = None
 
 
 class Store(Protocol):
@@ -180,14 +180,14 @@ class Calibrator:
         store: Callable[[PolicyMapping], Store] | None = None,
         on_begin: Callable[[PolicyMapping, int], None] = lambda policy, done: None,
         on_record: Callable[[Record], None] = lambda record: None,
-        on_point: Callable[[Point], None] = lambda point: None,
+        on_point: Callable[[MeasuredPoint], None] = lambda point: None,
     ) -> None:
         self.build, self.questions, self.scores, self.concurrency = build, questions, scores, concurrency
         self.store, self.on_begin, self.on_record, self.on_point = store, on_begin, on_record, on_point
         self.graded = all(question.grade is not None for question in questions)
         self.small: list[Record] | None = None
         self.large: list[Record] | None = None
-        self.points: dict[str, Point] = {}
+        self.points: dict[str, MeasuredPoint] = {}
         self._known: dict[str, list[Record]] = {}
 
     async def measure(self, *, small: bool = True, large: bool = True) -> None:
@@ -216,14 +216,14 @@ class Calibrator:
             else None,
         )
 
-    async def point(self, family: ParameterSweep | PolicyList, setting: float | str) -> Point:
+    async def point(self, family: ParameterSweep | PolicyList, setting: float | str) -> MeasuredPoint:
         """Measures one operating point."""
         policy = family.policy(setting)
         key = json.dumps(policy, sort_keys=True)
         if key not in self.points:
             outcomes = await self.outcomes(policy)
             right = accuracy(graded(outcomes)) if self.graded else None
-            self.points[key] = Point(
+            self.points[key] = MeasuredPoint(
                 setting=setting,
                 accuracy=right,
                 share=None
@@ -329,9 +329,9 @@ class Calibrator:
             nearest=nearest,
         )
 
-    async def _descend(self, family: ParameterSweep, max_loss: float) -> list[Point]:
+    async def _descend(self, family: ParameterSweep, max_loss: float) -> list[MeasuredPoint]:
         """Measures the numbers of a sequence up to the first whose loss is not shown to be allowed."""
-        points: list[Point] = []
+        points: list[MeasuredPoint] = []
         for setting in family.sequence():
             scores = self.scores() if family.scored and points else ()
             if scores and bisect_left(scores, setting) == bisect_left(scores, float(points[-1].setting)):
@@ -341,7 +341,7 @@ class Calibrator:
                 break
         return points
 
-    async def find(self, family: ParameterSweep | PolicyList, target: Target) -> Point:
+    async def find(self, family: ParameterSweep | PolicyList, target: Target) -> MeasuredPoint:
         """Returns the point that was measured nearest to a target, be it shown or not.
 
         Raises:
@@ -374,14 +374,14 @@ class Calibrator:
         if target.kind == "pgr" and self._pgr(1.0) is None:
             raise InputError("the large model is no better than the small one on these questions")
 
-    async def _search(self, family: ParameterSweep, target: Target) -> list[Point]:
+    async def _search(self, family: ParameterSweep, target: Target) -> list[MeasuredPoint]:
         """Closes in on the setting that meets the target; spend and PGR are monotonic, but for noise."""
         low, high = 0.0, 1.0
         values: dict[float, float] = {}
         # In log-odds most of the spend may lie anywhere: halving finds it, guessing from the ends does not.
         if target.kind != "max_cost" and not family.log_odds:
             values = {low: 0.0, high: 1.0}  # roughly; measured only where needed
-        points: list[Point] = []
+        points: list[MeasuredPoint] = []
         if not family.complete:
             points.append(await self.point(family, family.setting(high)))
             values[high] = points[0].value(target) or 0.0
@@ -409,7 +409,7 @@ class Calibrator:
         return [*points, *[await self.point(family, end) for end in ends]]
 
 
-def _bound(point: Point, confidence: float) -> float:
+def _bound(point: MeasuredPoint, confidence: float) -> float:
     """Returns the bound of a point's loss, which is known."""
     assert point.paired is not None
     return point.paired.loss_bound(confidence)
@@ -446,7 +446,7 @@ def _between(
     return guess if low < guess < high else None
 
 
-def choose(points: Sequence[Point], target: Target, *, by_accuracy: bool = False) -> Point:
+def choose(points: Sequence[MeasuredPoint], target: Target, *, by_accuracy: bool = False) -> MeasuredPoint:
     """Returns the point that meets a target best.
 
     For a share the nearest; for a cost, or a share to be saved, the dearest within it, else the cheapest; for

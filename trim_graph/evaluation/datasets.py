@@ -99,7 +99,7 @@ class Shape:
         return cls(question, answer, id, name, guessed=given.grader is None)
 
     def __str__(self) -> str:
-        """Keys and grader in words: ``question=problem, answer=solution, grader=math``."""
+        """Returns keys and grader in words: ``question=problem, answer=solution, grader=math``."""
         question, answer, _ = self.keys
         return f"question={question}, answer={answer or 'none'}, grader={self.grader_name or 'none'}"
 
@@ -173,7 +173,7 @@ def _text(value: Any) -> str | None:
 
 
 def _is_missing(value: Any) -> bool:
-    """Whether a field is empty as files of data have it: null, NaN, an empty text or list."""
+    """Returns whether a field is empty as files of data have it: null, NaN, an empty text or list."""
     return value is None or (isinstance(value, str | float | Sequence) and not _text(value))
 
 

@@ -21,9 +21,9 @@ from .records import SETTINGS as SETTINGS_FILE
 from .records import (
     VERSION,
     ArmSettings,
+    EvaluationSettings,
     Record,
     Row,
-    RunSettings,
     WorkItem,
     check_folder,
     failed_in_grader,
@@ -36,7 +36,7 @@ from .records import (
     row_of,
     write_json,
 )
-from .runner import MAX_CONSECUTIVE_FAILURES, Executor, Result, RunQuestions, Task
+from .runner import MAX_CONSECUTIVE_FAILURES, Executor, RunQuestions, run_each
 
 WRITERS = ("small", "large")
 Graded = TypeVar("Graded", bound=Mapping[str, Any])
@@ -72,7 +72,7 @@ class RunConfig:
 
     @property
     def distinct(self) -> int:
-        """How many questions are run, and count."""
+        """Number of questions that are run and counted."""
         return self.n - len(self.repeats)
 
 
@@ -196,7 +196,14 @@ class ExperimentRunner:
             # Each arm begins with an empty cache: none profits from what a scorer was asked in another.
             task = RunQuestions(policy, self.run_config.seed, judged=judged, fresh=True, label_steps=True)
             writer = _RowWriter(arm, journal, self.folder, self.on_row)
-            await self.fill(arm, journal, items, task, writer.write, ends=lambda: bool(writer.not_graded))
+            if await self.begin(arm, journal, items):
+                await run_each(
+                    await self.executor.setup(task),
+                    # Where the grader fails, no further question is begun; what is under way is kept.
+                    takewhile(lambda _: not writer.not_graded, items.unfinished(journal.finished)),
+                    concurrency=self.run_config.concurrency,
+                    on_result=writer.write,
+                )
         if writer.not_graded:
             raise self._grader_failed(arm, writer.not_graded)
         return self.take(arm)
@@ -207,37 +214,22 @@ class ExperimentRunner:
             "command with --regrade grades them again, calls no model for them, and goes on"
         )
 
-    async def fill(
-        self,
-        what: str,
-        journal: Journal,
-        items: WorkItems,
-        task: Task[WorkItem, Result],
-        keep: Callable[[Result], None],
-        *,
-        ends: Callable[[], bool] = lambda: False,
-    ) -> None:
-        """Has the executor do what is left of some items.
+    async def begin(self, what: str, journal: Journal, items: WorkItems) -> int:
+        """Announces some work, once models are loaded for what is left of it.
 
         Args:
             what: Name of the work, for the display.
             journal: Says what is done.
             items: All items.
-            task: Work on each item.
-            keep: Keeps each result.
-            ends: Returns whether no further item is begun; what is under way is completed and kept.
+
+        Returns:
+            How many items are left.
         """
         left = items.count_unfinished(journal.finished)
         if left:
             await self.executor.ready()
         self.on_begin(what, len(items), len(items) - left)
-        if left:
-            await self.executor.map(
-                task,
-                takewhile(lambda _: not ends(), items.unfinished(journal.finished)),
-                concurrency=min(self.run_config.concurrency, left),
-                on_result=keep,
-            )
+        return left
 
     def note(self, arm: str, settings: ArmSettings) -> None:
         """Writes down what an arm is.
@@ -261,7 +253,7 @@ class ExperimentRunner:
 
     def write_settings(self) -> None:
         """Writes what the run is to its folder."""
-        settings = RunSettings(version=VERSION, settings=self.run_config.settings, arms=self.arms)
+        settings = EvaluationSettings(version=VERSION, settings=self.run_config.settings, arms=self.arms)
         write_json(self.folder / SETTINGS_FILE, settings)
 
     def metric_columns(self, arm: str) -> MetricColumns:

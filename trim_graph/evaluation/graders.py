@@ -32,7 +32,7 @@ _ACCEPTED = re.compile(r"\s*\([a-z ]*accepted\)\s*$")
 
 
 def exact(expected: str, row: dict[str, Any] | None = None) -> Grade:
-    """The boxed answer is the expected one, letter by letter; space around and between words is ignored.
+    """Grades the boxed answer letter by letter; space around and between words is ignored.
 
     Raises:
         ValueError: No box can hold ``expected``.
@@ -48,7 +48,7 @@ def exact(expected: str, row: dict[str, Any] | None = None) -> Grade:
 
 
 def numeric(expected: str, row: dict[str, Any] | None = None) -> Grade:
-    """The answer is the expected number, however it is written: ``1,200``, ``$1200.00``, ``2400/2``.
+    """Grades the answer as a number, however it is written: ``1,200``, ``$1200.00``, ``2400/2``.
 
     Args:
         expected: A number, or several that are all accepted: ``080 or 081 (both were accepted)``.
@@ -76,7 +76,7 @@ def _is_same(found: Fraction, wanted: Fraction) -> bool:
 
 
 def multiple_choice(expected: str, row: dict[str, Any] | None = None) -> Grade:
-    """The chosen letter is the expected one.
+    """Grades the chosen letter.
 
     Raises:
         ValueError: ``expected`` is no letter from A to J.
@@ -88,7 +88,7 @@ def multiple_choice(expected: str, row: dict[str, Any] | None = None) -> Grade:
 
 
 def math(expected: str, row: dict[str, Any] | None = None) -> Grade:
-    """The boxed answer is mathematically equal to the expected one (the package math-verify).
+    """Grades the boxed answer as mathematics (the package math-verify).
 
     Raises:
         ImportError: math-verify is not installed.

@@ -27,7 +27,7 @@ _LONGEST = 28
 """Letters of a name in a legend."""
 
 
-class Point(NamedTuple):
+class ArmPoint(NamedTuple):
     """Spend and accuracy of one arm."""
 
     family: str
@@ -83,7 +83,9 @@ def _writing() -> Iterator[None]:
         yield
 
 
-def draw_accuracy(points: Sequence[Point], small: Point, large: Point, *, dark: bool = False) -> Figure:
+def draw_accuracy(
+    points: Sequence[ArmPoint], small: ArmPoint, large: ArmPoint, *, dark: bool = False
+) -> Figure:
     """Draws accuracy against the share of large tokens.
 
     Args:
@@ -114,7 +116,7 @@ def draw_accuracy(points: Sequence[Point], small: Point, large: Point, *, dark: 
         return figure
 
 
-def positions_of(figure: Figure, points: Sequence[Point]) -> list[tuple[float, float]]:
+def positions_of(figure: Figure, points: Sequence[ArmPoint]) -> list[tuple[float, float]]:
     """Returns where points lie in a figure of `draw_accuracy`: shares of its size, from the top left."""
     with _writing():
         figure.draw_without_rendering()
@@ -214,7 +216,7 @@ def _draw_shares(
         return figure
 
 
-def _draw_points(axes: Axes, points: Sequence[Point], **style: Any) -> None:
+def _draw_points(axes: Axes, points: Sequence[ArmPoint], **style: Any) -> None:
     def bars(values: Sequence[tuple[float, Interval | None]]) -> list[list[float]] | None:
         known = [_arms(value, spread) for value, spread in values]
         return [[pair[side] for pair in known] for side in (0, 1)] if any(map(any, known)) else None

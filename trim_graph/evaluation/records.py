@@ -349,11 +349,11 @@ class ArmSettings(TypedDict):
     family: str
     """Arms of one family are points of one curve."""
     policy: dict[str, Any]
-    """As a configuration names it, files by their content. Of an arm that is composed of the outcomes of the
-    models alone, what it is composed by."""
+    """As a configuration names it, files by their content. An arm that is composed of the outcomes of the
+    models alone has the rule of its composition here."""
 
 
-class RunSettings(TypedDict):
+class EvaluationSettings(TypedDict):
     """Settings with which a run was begun."""
 
     version: int
@@ -364,7 +364,7 @@ class RunSettings(TypedDict):
 
 
 _ROW: TypeAdapter[Row] = TypeAdapter(Row)
-_SETTINGS: TypeAdapter[RunSettings] = TypeAdapter(RunSettings)
+_SETTINGS: TypeAdapter[EvaluationSettings] = TypeAdapter(EvaluationSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,7 +378,7 @@ class Run:
     """
 
     folder: Path
-    settings: RunSettings
+    settings: EvaluationSettings
     summary: RunSummary | None
 
     def rows(self, *arms: str) -> Iterator[Row]:
@@ -405,7 +405,7 @@ def read_run(folder: str | Path) -> Run:
     return Run(place, settings, summary)
 
 
-def read_settings(folder: Path) -> RunSettings | None:
+def read_settings(folder: Path) -> EvaluationSettings | None:
     """Returns what a run was begun with; None where it was not.
 
     Raises:

@@ -1,9 +1,9 @@
 """The runner: from a question to its record, and executors that do so for many questions.
 
-An executor does a task on many items, in this process or elsewhere. A task can be pickled, and so can its
-items (one sample of a question) and its results. One process keeps each result once, as they come, so that
-the same journals and the same checks serve one machine and many. The executor on a Ray cluster:
-`trim_graph.distributed`.
+An executor does a task in this process or elsewhere; `run_each` has it done on many items. A task can be
+pickled, and so can its items (one sample of a question) and its results. One process keeps each result once,
+as they come, so that the same journals and the same checks serve one machine and many. The executor on a Ray
+cluster: `trim_graph.distributed`.
 """
 
 from __future__ import annotations
@@ -264,32 +264,14 @@ class RunQuestions:
 
 
 class Executor(Protocol):
-    """Does tasks on many items."""
+    """Does tasks where the models are."""
 
     async def ready(self) -> None:
-        """Loads models, or waits until workers have; the first `map` does so too."""
+        """Loads models, or waits until workers have; the first `setup` does so too."""
         ...
 
-    async def map(
-        self,
-        task: Task[Item, Result],
-        items: Iterable[Item],
-        *,
-        concurrency: int,
-        on_result: Callable[[Result], None],
-    ) -> None:
-        """Does a task on every item.
-
-        Args:
-            task: What to do.
-            items: Taken as they are needed.
-            concurrency: Most items under way at once, over all workers.
-            on_result: Receives each item's result, once, in the order in which they end. An error that it
-                raises ends the work.
-
-        Raises:
-            ValueError: ``concurrency`` is below 1.
-        """
+    async def setup(self, task: Task[Item, Result]) -> Callable[[Item], Awaitable[Result]]:
+        """Returns the function that does a task on one item, for `run_each`."""
         ...
 
 
@@ -309,16 +291,8 @@ class LocalExecutor:
         if self._models is None:
             self._models = self._load()
 
-    async def map(
-        self,
-        task: Task[Item, Result],
-        items: Iterable[Item],
-        *,
-        concurrency: int,
-        on_result: Callable[[Result], None],
-    ) -> None:
-        """Does a task; see `Executor.map`."""
+    async def setup(self, task: Task[Item, Result]) -> Callable[[Item], Awaitable[Result]]:
+        """Loads the models and returns the task's function; see `Executor.setup`."""
         await self.ready()
         assert self._models is not None
-        work = task.setup(self._models)
-        await run_each(work, items, concurrency=concurrency, on_result=on_result)
+        return task.setup(self._models)

@@ -109,7 +109,7 @@ class Places:
 
 
 class Gathered:
-    """Everything of the rows, after one pass over them.
+    """Rows by question, their calibration and the places of the large model's steps, after one pass.
 
     Args:
         rows: Of any order.

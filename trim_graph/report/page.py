@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, get_origin, get_type_hints
 from trim_graph.errors import InputError
 from trim_graph.evaluation.plots import (
     COLOURS,
-    Point,
+    ArmPoint,
     draw_accuracy,
     draw_places,
     draw_reliability,
@@ -383,7 +383,7 @@ class Plot:
     name: str
     caption: str
     draw: Callable[[bool], Figure]
-    points: Sequence[tuple[str, Point]] = ()
+    points: Sequence[tuple[str, ArmPoint]] = ()
 
     def spots(self) -> Iterator[tuple[str, float, float]]:
         """Yields the arm of each point, and where it lies: shares of width and height, from top left."""
@@ -465,10 +465,10 @@ def _accuracy(summary: RunSummary) -> Plot | None:
     )
 
 
-def _point(arm: ArmSummary, share: float | None = None) -> Point | None:
+def _point(arm: ArmSummary, share: float | None = None) -> ArmPoint | None:
     accuracy, spent = arm["metrics"]["accuracy"], arm["metrics"]["share"]
     at = spent["value"] if share is None else share
     if accuracy["value"] is None or at is None:
         return None
     spread = None if share is not None else spent["interval"]
-    return Point(arm["family"], at, accuracy["value"], spread, accuracy["interval"])
+    return ArmPoint(arm["family"], at, accuracy["value"], spread, accuracy["interval"])

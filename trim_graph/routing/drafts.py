@@ -7,7 +7,7 @@ from typing import Any
 
 from trim_graph.adapters.base import StepEnd
 from trim_graph.adapters.responses import Reply
-from trim_graph.segmentation import Part, Segmentation, Thinking, is_step, partial_text_counts, share_out
+from trim_graph.segmentation import Part, Segmentation, Thinking, divide_tokens, is_step, partial_text_counts
 from trim_graph.settings import Settings
 from trim_graph.state import DecisionRecord, Draft, Step, StepRequest
 
@@ -63,7 +63,7 @@ def parse_draft(
         rest = text[found.next :]
         if rest.strip() or end != "eos":
             end, separator = "delimiter", text[found.end : found.next]
-            tokens = share_out(tokens, [text[: found.next], rest])[0] if rest else tokens
+            tokens = divide_tokens(tokens, [text[: found.next], rest])[0] if rest else tokens
             text = text[: found.end]
     if not is_step(text) and not _ends_a_cut_step(text, end, previous):
         return None
@@ -128,7 +128,7 @@ def split_into_steps(
     parts: list[Part | None] = [whole.get("part"), *[None] * (len(texts) - 1)]
     if thinking is not None:
         texts, parts = _split_at_reasoning(texts, thinking, whole.get("part"))
-    tokens = share_out(whole["tokens"], [text for text, _ in texts])
+    tokens = divide_tokens(whole["tokens"], [text for text, _ in texts])
     found: list[Step] = []
     for (text, separator), part, share in zip(texts, parts, tokens, strict=True):
         step = Step(**{**whole, "text": text, "tokens": share})

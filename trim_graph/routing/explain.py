@@ -42,19 +42,18 @@ BY_HAND = "a human wrote it"
 HUMAN_CONTINUES_SMALL = "a human had the small model continue"
 """Begins an explanation; `left_to` ends it."""
 
-Way = Literal["large", "draft", "small"]
-"""To whom a step is left that went another way than the policy chose: the large model, the draft of the small
-model that stays, the small model."""
-_WAYS: Mapping[Way, str] = {
+StepSource = Literal["large", "draft", "small"]
+"""Source of a step that is not as the policy chose; ``draft``: the small model's draft, which stays."""
+_SOURCES: Mapping[StepSource, str] = {
     "large": "the large model writes",
     "draft": "the small model's draft stays",
     "small": "the small model writes",
 }
 
 
-def left_to(way: Way, because: str) -> str:
+def left_to(source: StepSource, because: str) -> str:
     """Returns the sentence on a step that is left to a writer for a reason."""
-    return f"{because}: {_WAYS[way]}"
+    return f"{because}: {_SOURCES[source]}"
 
 
 def named(policy: Policy, observation: Observation, writer: str, unit: Unit) -> str:

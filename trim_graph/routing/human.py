@@ -93,7 +93,7 @@ class DraftAnswer(HumanAnswer):
     """A human's answer while a draft awaits a decision, which the answer may be."""
 
     decision: Literal["accept", "regenerate", "handover"] | None = Field(
-        default=None, description="what becomes of the draft, in place of the policy's word"
+        default=None, description="what becomes of the draft, instead of the policy's decision"
     )
 
 

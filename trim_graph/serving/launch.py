@@ -47,7 +47,7 @@ class Member:
     process: subprocess.Popen[bytes] | None = None
 
     def tail(self) -> str:
-        """The last lines of the log, without the key."""
+        """Returns the last lines of the log, without the key."""
         with suppress(OSError):
             text = self.log.read_text("utf-8", "replace")[-20_000:]
             text = text.replace(self.plan.key, "***") if self.plan.key else text
@@ -235,7 +235,7 @@ def _is_free(server: ServerPlan) -> bool:
 
 
 def _served(server: ServerPlan) -> tuple[bool, str]:
-    """Whether the server at the port is the one that is wanted; if not, what it is."""
+    """Returns whether the server at the port is the one that is wanted; if not, what it is."""
     headers = {"Authorization": f"Bearer {server.key}"} if server.key else {}
     entries: Any = None
     try:

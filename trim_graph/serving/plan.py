@@ -1,4 +1,4 @@
-"""Which servers a configuration needs on this machine, the GPU memory and the command of each."""
+"""Plans of the servers that a configuration needs on this machine: GPU memory and command of each."""
 
 from __future__ import annotations
 
@@ -82,16 +82,16 @@ class ServerPlan:
         return os.environ.get(self.key_env, "").strip() if self.key_env else ""
 
     def command(self, launcher: Launcher) -> list[str]:
-        """The command, ready for `subprocess`. It holds no key: vLLM reads that from the environment."""
+        """Returns the command for `subprocess`. It holds no key: vLLM reads that from the environment."""
         return [*launcher(self.weights), *self.arguments]
 
     def full_environment(self) -> dict[str, str]:
-        """The environment of its process."""
+        """Returns the environment of its process."""
         # Safe path: a folder beside the configuration must not shadow a package of vLLM's.
         return {**os.environ, "PYTHONSAFEPATH": "1", **self.environment, _KEY: self.key}
 
     def shell_line(self, launcher: Launcher) -> str:
-        """The command for a shell; the key as the variable that holds it."""
+        """Returns the command for a shell; the key as the variable that holds it."""
         given = ["PYTHONSAFEPATH=1"] if launcher.module else []
         given += [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
         if self.key_env != _KEY:
@@ -226,7 +226,7 @@ def _gpus(entry: Entry) -> list[str]:
 def _shares(
     groups: Mapping[tuple[str, ...], str], entries: dict[str, Entry], folder: Path
 ) -> dict[str, float]:
-    """The memory share of each server, by its leading part; the smallest where it is on several GPUs."""
+    """Returns the memory share of each server by its leading part; the smallest where it has several GPUs."""
     users: dict[str, list[str]] = {}
     for leading in groups.values():
         for gpu in _gpus(entries[leading]):
@@ -238,7 +238,7 @@ def _shares(
         for name in tenants:
             size = weights_bytes(_weights(name, entries[name], folder))
             sizes[name] = size and size // max(1, len(entries[name].serve.gpu))
-        for name, share in share_out(given, sizes, gpu).items():
+        for name, share in divide_memory(given, sizes, gpu).items():
             shares[name] = min(share, shares.get(name, 1.0))
     return shares
 
@@ -304,7 +304,7 @@ def _given(flag: str, args: Sequence[str]) -> bool:
 
 
 def _pooling(name: str, entry: VLLMPRM, weights: str, plugin: bool) -> list[str]:
-    """Runner and pooler of a process reward model; ``plugin``: whether vLLM's plugin serves its layout."""
+    """Returns runner and pooler of a process reward model; ``plugin``: vLLM's plugin serves its layout."""
     if _given("--pooler-config", entry.serve.args):
         return ["--runner", "pooling"]
     place = entry.tokenizer or weights
@@ -339,7 +339,7 @@ _BYTES_PER_WEIGHT = 2
 
 
 def weights_bytes(weights: str) -> int | None:
-    """Size of a model's weights: of the files where they are on this machine, or what the name promises.
+    """Returns the size of a model's weights: of its files where they are here, else what its name says.
 
     Args:
         weights: Folder or hub id; ``Qwen2.5-7B`` says 7 billion, ``8x7B`` 56.
@@ -356,7 +356,7 @@ def weights_bytes(weights: str) -> int | None:
     return int(max(sizes) * 1e9 * _BYTES_PER_WEIGHT) if sizes else None
 
 
-def share_out(
+def divide_memory(
     given: Mapping[str, float | None], sizes: Mapping[str, int | None], gpu: Hashable
 ) -> dict[str, float]:
     """Divides one GPU's memory among its servers.
@@ -433,7 +433,7 @@ class Launcher:
     plugin: bool = False
 
     def __call__(self, weights: str) -> list[str]:
-        """The command up to and with the weights."""
+        """Returns the command up to and with the weights."""
         return [*self.command, *(["--model"] if self.module else []), weights]
 
 

@@ -78,7 +78,7 @@ class Group(TypedDict):
     """Questions by the index of the first step of the large model."""
 
 
-class Verdict(TypedDict):
+class ApplicationVerdict(TypedDict):
     """A verdict on routing for one application."""
 
     application: Application
@@ -96,7 +96,7 @@ class ShadowSummary(TypedDict):
 
     max_loss: float
     groups: list[Group]
-    verdicts: list[Verdict]
+    verdicts: list[ApplicationVerdict]
     counts: dict[str, int]
     """Counts of all shadows that wrote to the file, each as of its last record."""
     warnings: list[str]
@@ -335,7 +335,7 @@ def _verdict(
     groups: Sequence[Group],
     counts: dict[str, int],
     max_loss: float,
-) -> Verdict:
+) -> ApplicationVerdict:
     by_kind = {group["kind"]: group for group in groups}
     best = next(by_kind[kind] for kind in ("run", "turn", "walk") if kind in by_kind)
     found = gathered[application, best["kind"]]
@@ -366,7 +366,9 @@ def _verdict(
     elif use == "undecided" and more is None:
         end += " More questions of this kind do not decide."
     text = " ".join([*(one.text for one in findings), end])
-    return Verdict(application=application, use=use, text=text, more_questions=more, more_answers=answers)
+    return ApplicationVerdict(
+        application=application, use=use, text=text, more_questions=more, more_answers=answers
+    )
 
 
 def _saves(group: Group) -> _Finding:

@@ -34,7 +34,7 @@ from trim_graph.config import TrimConfig, make_config
 from trim_graph.errors import SettingsError, TrimError
 
 from .records import Application, RecordSink, error_of
-from .runner import Answered, Shadow, ShadowBase, new_record
+from .runner import ApplicationAnswer, Shadow, ShadowBase, new_record
 from .worker import ShadowWorker
 
 LONGEST = 2**26
@@ -146,7 +146,7 @@ class ShadowProcess(ShadowBase):
         ledger = None if config.shadow.budget is None else config.ledger
         return cls(config, ledger=ledger, **config.shadow.options())
 
-    async def _examine(self, given: Answered) -> dict[str, Any]:
+    async def _examine(self, given: ApplicationAnswer) -> dict[str, Any]:
         try:
             kept = [("user", given.messages)] if isinstance(given.messages, str) else given.messages
             answer = given.answer if isinstance(given.answer, AIMessage) else AIMessage(given.answer)
@@ -296,7 +296,7 @@ async def _serve() -> None:
 
         async def examine(question: dict[str, Any]) -> None:
             (answer,) = messages_from_dict([question["answer"]])
-            given = Answered(
+            given = ApplicationAnswer(
                 messages_from_dict(question["messages"]),
                 cast(AIMessage, answer),
                 question["usage"],

@@ -85,7 +85,7 @@ def same_answer(application: str, routed: str) -> bool | None:
         return other is not None and own.split() == other.split()
 
 
-class Answered(NamedTuple):
+class ApplicationAnswer(NamedTuple):
     """An answer of the application, as `Shadow.submit` takes it."""
 
     messages: Any
@@ -104,7 +104,7 @@ class ShadowBase(WorkerControl):
         """One for all models: LangChain calls a handler once, also where chain and model both have it."""
         return ShadowHandler(self)
 
-    async def _examine(self, given: Answered) -> dict[str, Any]:
+    async def _examine(self, given: ApplicationAnswer) -> dict[str, Any]:
         """Returns the record of one answer; runs in the worker's thread."""
         raise NotImplementedError
 
@@ -129,7 +129,7 @@ class ShadowBase(WorkerControl):
         """
         # A list of its own: the application may append to the conversation at once.
         kept = messages if isinstance(messages, str) else list(messages)
-        given = Answered(kept, answer, usage, seconds)
+        given = ApplicationAnswer(kept, answer, usage, seconds)
         return self._worker.offer(lambda: self._examine(given))
 
     def observe(self, messages: Sequence[Any], answer: AIMessage) -> None:
@@ -325,7 +325,7 @@ class Shadow(ShadowBase):
 
     # What runs in the worker's thread
 
-    async def _examine(self, given: Answered) -> dict[str, Any]:
+    async def _examine(self, given: ApplicationAnswer) -> dict[str, Any]:
         """Returns the record of one answer; an error becomes part of it."""
         record = new_record(self.answers, priced=self.priced)
         try:
@@ -334,7 +334,7 @@ class Shadow(ShadowBase):
             record["error"] = error_of(error, kept=self.text)
         return cast(dict[str, Any], record)
 
-    async def _fill(self, record: ShadowRecord, given: Answered) -> None:
+    async def _fill(self, record: ShadowRecord, given: ApplicationAnswer) -> None:
         kept = [("user", given.messages)] if isinstance(given.messages, str) else given.messages
         asked = cast(list[AnyMessage], convert_to_messages(kept))
         question = question_of(asked)
@@ -393,7 +393,7 @@ class Shadow(ShadowBase):
             )
         )
 
-    def _answered(self, answer: AIMessage, forced: Sequence[Step], given: Answered) -> AnswerRecord:
+    def _answered(self, answer: AIMessage, forced: Sequence[Step], given: ApplicationAnswer) -> AnswerRecord:
         read, written = _tokens(answer, given.usage, self._count_tokens)
         price = getattr(self.settings.prices, self.answers)
         cached = 0

@@ -194,7 +194,7 @@ class open_checkpointer:
 
 
 def existing_place(spec: str | None, setting: str = "checkpoint") -> CheckpointPlace:
-    """Parses a specification, resolve ``env:``, and checks that the folder of a file exists.
+    """Parses a specification, resolves ``env:``, and checks that the folder of a file exists.
 
     Args:
         spec: Specification, as for `open_checkpointer`.

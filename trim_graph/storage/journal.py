@@ -80,13 +80,13 @@ class Journal:
             raise
 
     def append(self, record: dict[str, Any]) -> None:
-        """Appends one record, which has an ``index``, and flush it to the operating system."""
+        """Appends one record, which has an ``index``, and flushes it to the operating system."""
         self._stream.write(to_line(record))
         self._stream.flush()
         self.finished.add(self._unit(record))
 
     def close(self) -> None:
-        """Sync the file to the disk and close it, which releases its lock."""
+        """Syncs the file to the disk and closes it, which releases its lock."""
         if not self._stream.closed:
             self._stream.flush()
             os.fsync(self._stream.fileno())

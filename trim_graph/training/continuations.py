@@ -38,7 +38,7 @@ START = ""
 """Prefix of a rollout: no steps."""
 
 
-class Ask(NamedTuple):
+class ContinuationRequest(NamedTuple):
     """A continuation to be made.
 
     Attributes:
@@ -139,7 +139,7 @@ class ContinueSolutions:
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def setup(self, models: Models) -> Callable[[Ask], Awaitable[Continuation]]:
+    def setup(self, models: Models) -> Callable[[ContinuationRequest], Awaitable[Continuation]]:
         """Builds the graph of each writer; a continuation that fails has a record that says why."""
         from trim_graph.graph import create_trim_graph
 
@@ -168,16 +168,18 @@ class _StepByStep(Policy):
         return "large"
 
 
-async def _continue(graphs: Mapping[tuple[Writer, bool], Any], seed: int, ask: Ask) -> Continuation:
-    begun, own_seed = time.monotonic(), seed + ask.sample
+async def _continue(
+    graphs: Mapping[tuple[Writer, bool], Any], seed: int, request: ContinuationRequest
+) -> Continuation:
+    begun, own_seed = time.monotonic(), seed + request.sample
     record = Continuation(
         index=-1,
-        question=ask.question_index,
-        id=ask.question.id or str(ask.question_index),
-        prefix=ask.prefix,
-        writer=ask.writer,
-        sample=ask.sample,
-        one_step=ask.one_step,
+        question=request.question_index,
+        id=request.question.id or str(request.question_index),
+        prefix=request.prefix,
+        writer=request.writer,
+        sample=request.sample,
+        one_step=request.one_step,
         seed=own_seed,
         steps=[],
         correct=None,
@@ -189,23 +191,23 @@ async def _continue(graphs: Mapping[tuple[Writer, bool], Any], seed: int, ask: A
         seconds=0.0,
         error=None,
     )
-    given = [Step(**step) for step in ask.steps]
+    given = [Step(**step) for step in request.steps]
     context = TrimContext(
         seed=own_seed,
         steps=given or None,
-        max_steps=len(given) + 1 if ask.one_step else None,
+        max_steps=len(given) + 1 if request.one_step else None,
     )
     try:
-        graph = graphs[ask.writer, ask.one_step]
-        result = await final_state(graph, [("user", ask.question.text)], context=context)
-        whole = record_of(result, WorkItem(ask.question_index, ask.sample, ask.question))
+        graph = graphs[request.writer, request.one_step]
+        result = await final_state(graph, [("user", request.question.text)], context=context)
+        whole = record_of(result, WorkItem(request.question_index, request.sample, request.question))
         assert result["trim"] is not None
         if failed_in_grader(whole):
             raise GraderError(str(whole["error"]))
         usage = result["trim"]["usage"]
         record["steps"] = list(result["steps"][len(given) :])
         record["answer"], record["stopped"] = whole["answer"], whole["stopped"]
-        if not ask.one_step or whole["stopped"] == "finished":
+        if not request.one_step or whole["stopped"] == "finished":
             record["correct"] = whole["correct"]
         for writer in _WRITERS:
             record["tokens"][writer] = usage[writer]["output_tokens"]

@@ -222,7 +222,7 @@ class RoutingVecEnv(VecEnv):
         )
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Does nothing: there is nothing to close."""
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
         """Returns the attribute for each row."""

@@ -210,7 +210,7 @@ def fit(
 
 
 def _chance(states: Ints) -> float:
-    """Share of right steps; half a step of either kind keeps it off 0 and 1 (Jeffreys' prior)."""
+    """Returns the share of right steps; half a step of either kind keeps it off 0 and 1 (Jeffreys' prior)."""
     return float(((states == RIGHT).sum() + 0.5) / (len(states) + 1))
 
 
@@ -306,7 +306,7 @@ def _at(table: Floats, drafts: Drafts, edges: Floats) -> Floats:
 
 
 def _kernel(drafts: Drafts, edges: Floats, width: float) -> Floats:
-    """Gaussian kernels reflected at 0 and 1, integrated over the bins exactly."""
+    """Returns Gaussian kernels reflected at 0 and 1, integrated over the bins exactly."""
     table = _mass(drafts.least, edges, width).T @ _mass(drafts.score, edges, width)
     return np.asarray((1 - UNIFORM) * table / table.sum() + UNIFORM / table.size)
 

@@ -299,7 +299,7 @@ class _EvalCallback(BaseCallback):
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Networks this small are slower on several threads."""
+    """Limits torch to one thread: networks this small are slower on several."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -451,7 +451,7 @@ def _weights(layer: nn.Linear) -> list[tuple[str, npt.NDArray[np.float32]]]:
 
 
 def _one_output(head: Any) -> Mapping[str, npt.NDArray[np.float32]]:
-    """The difference of two logits is the log-odds of the second action."""
+    """Returns one output for two logits: their difference is the log-odds of the second action."""
     weight, bias = _array(head.weight), _array(head.bias)
     return {"weight": weight[1:] - weight[:1], "bias": bias[1:] - bias[:1]}
 

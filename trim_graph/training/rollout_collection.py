@@ -126,8 +126,8 @@ async def explore_with(executor: Executor, rollouts: Rollouts, rounds: int) -> i
         for trace in rollouts.traces:
             known.setdefault(trace["question"], []).append(trace)
         questions = (rollouts.trees[index].question for index in open_ones)
-        await executor.map(
-            ExploreQuestions(rounds),
+        await run_each(
+            await executor.setup(ExploreQuestions(rounds)),
             (
                 Unexplored(index, question, known.get(question.text, ()))
                 for index, question in zip(open_ones, questions, strict=True)

@@ -246,7 +246,7 @@ class StatelessBatchPolicy:
     function: Callable[[ObservationBatch], npt.ArrayLike]
 
     def begin(self, n: int) -> None:
-        """Nothing to forget."""
+        """Does nothing: there is no memory."""
 
     def decide(self, batch: ObservationBatch) -> Ints:
         """Asks the function."""

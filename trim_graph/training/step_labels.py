@@ -28,15 +28,15 @@ from trim_graph.budget import Writer
 from trim_graph.errors import SettingsError, TrimError
 from trim_graph.evaluation import Question
 from trim_graph.evaluation.records import TOKENS, RecordStep
-from trim_graph.evaluation.runner import MAX_CONSECUTIVE_FAILURES, Executor
+from trim_graph.evaluation.runner import MAX_CONSECUTIVE_FAILURES, Executor, run_each
 from trim_graph.evaluation.scorer_metrics import labels_from, read_labelled
 from trim_graph.evaluation.traces import Trace
 from trim_graph.state import Step
 
 from .continuations import (
     START,
-    Ask,
     Continuation,
+    ContinuationRequest,
     Continuations,
     ContinueSolutions,
     Share,
@@ -323,15 +323,15 @@ class StepLabeller:
     # Rollouts
 
     async def _roll_out(self, n: int) -> None:
-        asks = [
-            Ask(index, self.questions[index], (), START, writer, sample)
+        requests = [
+            ContinuationRequest(index, self.questions[index], (), START, writer, sample)
             for index in range(n)
             for writer in self._rolled_out_by()
             for sample in self.recorded.missing(index, START, writer, self.settings.rollouts)
         ]
-        if asks:
-            with self.show("rollouts", len(asks)) as phase:
-                await self._continue(asks, phase)
+        if requests:
+            with self.show("rollouts", len(requests)) as phase:
+                await self._continue(requests, phase)
 
     def _rolled_out_by(self) -> list[Writer]:
         """Returns the writers of rollouts. The small model's show how sure it is of a question."""
@@ -445,41 +445,41 @@ class StepLabeller:
             return
         with self.show(name, len(left)) as phase:
             while left:
-                asks: dict[tuple[int, str], list[Ask]] = {}
+                requests: dict[tuple[int, str], list[ContinuationRequest]] = {}
                 for solution in left:
                     for digest in wanted(solution):
                         key = (solution.question, digest)
-                        if key not in asks:
-                            asks[key] = self._batch(solution, digest)
-                await self._continue([ask for batch in asks.values() for ask in batch])
+                        if key not in requests:
+                            requests[key] = self._batch(solution, digest)
+                await self._continue([request for batch in requests.values() for request in batch])
                 still = [one for one in left if not self._has_failed(one) and wanted(one)]
                 for _ in range(len(left) - len(still)):
                     phase.advance()
                 left = still
 
-    def _batch(self, solution: _Solution, digest: str) -> list[Ask]:
+    def _batch(self, solution: _Solution, digest: str) -> list[ContinuationRequest]:
         length = solution.digests.index(digest)
-        return self._asks(solution.question, solution.steps[:length], digest)
+        return self._requests(solution.question, solution.steps[:length], digest)
 
-    def _asks(self, index: int, steps: Sequence[Step], digest: str) -> list[Ask]:
+    def _requests(self, index: int, steps: Sequence[Step], digest: str) -> list[ContinuationRequest]:
         known = self.recorded.share(index, digest).n
         count = min(self.settings.batch, self.settings.continuations - known)
         return [
-            Ask(index, self.questions[index], tuple(steps), digest, "small", sample)
+            ContinuationRequest(index, self.questions[index], tuple(steps), digest, "small", sample)
             for sample in self.recorded.further(index, digest, count)
         ]
 
-    async def _continue(self, asks: Sequence[Ask], phase: Phase | None = None) -> None:
+    async def _continue(self, requests: Sequence[ContinuationRequest], phase: Phase | None = None) -> None:
         def keep(record: Continuation) -> None:
             self.recorded.keep(record)
             if phase is not None:
                 phase.advance(failed=record["error"] is not None)
             self._give_up(record["error"])
 
-        await self.executor.map(
-            ContinueSolutions(self.settings.seed),
-            asks,
-            concurrency=min(self.settings.concurrency, len(asks)),
+        await run_each(
+            await self.executor.setup(ContinueSolutions(self.settings.seed)),
+            requests,
+            concurrency=min(self.settings.concurrency, len(requests)),
             on_result=keep,
         )
 
@@ -512,12 +512,12 @@ class StepLabeller:
     async def _compare(self, solutions: Sequence[_Solution]) -> None:
         """Has the large model write the step at each place, and the small model continue it."""
         live = [one for one in solutions if not self._has_failed(one)]
-        asks: dict[tuple[int, str], Ask] = {}
+        requests: dict[tuple[int, str], ContinuationRequest] = {}
         for one in live:
             for place in self._places(one):
                 digest = one.digests[place]
                 if self.recorded.missing(one.question, digest, "large", 1, one_step=True):
-                    asks[one.question, digest] = Ask(
+                    requests[one.question, digest] = ContinuationRequest(
                         one.question,
                         self.questions[one.question],
                         tuple(one.steps[:place]),
@@ -526,9 +526,9 @@ class StepLabeller:
                         0,
                         one_step=True,
                     )
-        if asks:
-            with self.show("steps of the large model", len(asks)) as phase:
-                await self._continue(list(asks.values()), phase)
+        if requests:
+            with self.show("steps of the large model", len(requests)) as phase:
+                await self._continue(list(requests.values()), phase)
         rewrites: dict[tuple[int, str], tuple[int, list[Step], str]] = {}
         for one in live:
             for place in self._places(one):
@@ -553,7 +553,7 @@ class StepLabeller:
             return
         with self.show("shares of the large model's steps", len(left)) as phase:
             while left:
-                await self._continue([ask for one in left for ask in self._asks(*one)])
+                await self._continue([request for one in left for request in self._requests(*one)])
                 before, left = len(left), still()
                 for _ in range(before - len(left)):
                     phase.advance()
@@ -593,8 +593,8 @@ class StepLabeller:
             self._give_up(record["error"])
 
         with self.show("judgements", len(readings)) as phase:
-            await self.executor.map(
-                JudgeSolutions(),
+            await run_each(
+                await self.executor.setup(JudgeSolutions()),
                 readings,
                 concurrency=min(self.settings.concurrency, len(readings)),
                 on_result=keep,

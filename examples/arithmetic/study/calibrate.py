@@ -23,7 +23,7 @@ from trim_graph.examples.arithmetic.shipped import CALIBRATED, Calibration
 
 if TYPE_CHECKING:
     from trim_graph.evaluation import Question
-    from trim_graph.evaluation.calibration import Calibrator, Point
+    from trim_graph.evaluation.calibration import Calibrator, MeasuredPoint
 
 THRESHOLDS = (*(i / 20 for i in range(1, 20)), 0.97, 0.98, 0.99, 0.995, 0.999)
 ENOUGH = 0.95
@@ -46,13 +46,13 @@ def example_calibrator(
     from trim_graph.evaluation.calibration import CachedScorer, Calibrator
     from trim_graph.graph import create_trim_graph
 
-    remembering = CachedScorer(scorer)
+    cached = CachedScorer(scorer)
     return Calibrator(
         lambda policy: create_trim_graph(
-            small, large, remembering, policy=policy_config(policy).build(), seed=seed
+            small, large, cached, policy=policy_config(policy).build(), seed=seed
         ),
         questions,
-        scores=remembering.draft_scores,
+        scores=cached.draft_scores,
         concurrency=concurrency,
         on_point=lambda point: print(point, file=sys.stderr, flush=True),
     )
@@ -89,7 +89,7 @@ async def calibrate(
     )
 
 
-def _row(point: Point) -> dict[str, Any]:
+def _row(point: MeasuredPoint) -> dict[str, Any]:
     return {key: value for key, value in asdict(point).items() if key not in ("cost", "paired")}
 
 

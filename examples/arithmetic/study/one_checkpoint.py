@@ -34,7 +34,7 @@ COUNT = 40
 """Thresholds of a curve."""
 
 
-class Remembering(Policy):
+class CachedPolicy(Policy):
     """A learned policy whose probabilities are computed once for all of its thresholds.
 
     Args:
@@ -86,16 +86,16 @@ def curve_of(world: World, policy: LearnedPolicy, count: int = COUNT) -> Curve:
         policy: The network.
         count: Quantiles of these probabilities that are tried.
     """
-    remembering, arms = Remembering(policy), dict[float, Any]()
+    cached, arms = CachedPolicy(policy), dict[float, Any]()
 
     def solve(threshold: float) -> None:
-        remembering.threshold = threshold
-        arms[threshold] = world.solved(remembering)
+        cached.threshold = threshold
+        arms[threshold] = world.solved(cached)
 
     # These three reach the drafts of the small model alone, of the large one, and of the policy itself.
     for threshold in (0.0, 0.5, 1.0):
         solve(threshold)
-    seen = np.array(list(remembering.probabilities.values()))
+    seen = np.array(list(cached.probabilities.values()))
     for threshold in np.unique(np.quantile(seen, np.linspace(0, 1, count))).tolist():
         if threshold not in arms:
             solve(threshold)

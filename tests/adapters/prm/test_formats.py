@@ -98,7 +98,7 @@ class TestMathShepherd:
         assert mistral.decode(ids) == "<s> Is ки a word ки it ки is ки"
         assert mistral.convert_ids_to_tokens(ids).count("▁ки") == 1
 
-    def test_another_tag(self, tokenizer, mistral):
+    def test_another_step_token_is_found_as_the_tokenizer_writes_it(self, tokenizer, mistral):
         encoded = MathShepherdPRMFormat(mistral, step_token="так").encode("q ки", ["a так b", "c"])
         tag = mistral.convert_tokens_to_ids("▁так")
         assert encoded.step_positions == [i for i, token in enumerate(encoded.ids) if token == tag]
@@ -186,7 +186,7 @@ class TestRLHFlow:
         ends = [i for i, token in enumerate(encoded.ids) if token == llama.eos_token_id]
         assert [end - 2 for end in ends[1::2]] == encoded.step_positions
 
-    def test_a_system_prompt(self, llama):
+    def test_a_system_prompt_with_a_special_token_is_sent_before_the_question(self, llama):
         ids = prm_format("rlhflow", llama, system_prompt="Rate.<|eot_id|>").encode("q", ["a"]).ids
         assert llama.decode(ids).startswith(
             "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nRate.<|eot_id|><|eot_id|>"

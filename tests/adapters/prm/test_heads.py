@@ -106,7 +106,7 @@ class TestNetworks:
         assert is_context_full(caught.value)
 
     @pytest.mark.parametrize("dtype", ["bfloat16", "auto"])
-    def test_other_dtypes(self, folders, name, dtype):
+    def test_scores_in_other_dtypes_are_close_to_exact_ones(self, folders, name, dtype):
         exact = TransformersProcessReward(folders[name], format=name).score(QUESTION, steps(*TEXTS))
         scores = TransformersProcessReward(folders[name], format=name, dtype=dtype).score(
             QUESTION, steps(*TEXTS)
@@ -132,7 +132,7 @@ class TestNetworks:
 
 
 class TestWrongWeights:
-    def test_another_architecture(self, folders, reward_model):
+    def test_weights_of_another_architecture_are_refused_by_name(self, folders, reward_model):
         with pytest.raises(
             ValueError, match=r"a \['Qwen2ForProcessRewardModel'\]; as a PRM .* takes LlamaFor.*MistralFor"
         ):
@@ -186,7 +186,7 @@ class TestWrongWeights:
 
 
 class TestConversion:
-    def test_only_names_change(self, folders, converted):
+    def test_converted_weights_differ_in_their_names_only(self, folders, converted):
         before, after = weights_of(folders["skywork"]), weights_of(converted)
         renamed = {key.replace("v_head.summary.", "score."): value for key, value in before.items()}
         del renamed["lm_head.weight"]
@@ -211,7 +211,7 @@ class TestConversion:
         )
         assert ours.scores == pytest.approx(theirs.scores, abs=1e-6)
 
-    def test_refusals(self, folders, converted, tmp_path):
+    def test_a_folder_that_cannot_be_converted_is_refused(self, folders, converted, tmp_path):
         with pytest.raises(ValueError, match="is not empty"):
             convert_value_head(str(folders["skywork"]), converted)
         with pytest.raises(
@@ -236,7 +236,7 @@ class TestServeOptions:
                 named[key] = json.loads(named[key])
         return named
 
-    def test_qwen(self, tokenizer):
+    def test_a_qwen_prm_is_served_with_the_pooler_of_its_step_token(self, tokenizer):
         options = self.options("qwen", tokenizer)
         assert options == {
             "--runner": "pooling",
@@ -254,7 +254,7 @@ class TestServeOptions:
             "--hf-overrides": {"architectures": ["TrimQwen2ForProcessReward"]},
         }
 
-    def test_the_others(self, folders, name):
+    def test_other_formats_are_served_as_classifiers(self, folders, name):
         tokenizer = load_tokenizer(str(folders[name]), chat=False)
         signs = {"math_shepherd": ["▁-", "▁+"], "rlhflow": ["-", "+"]}.get(name)
         expected = {
@@ -266,7 +266,7 @@ class TestServeOptions:
             expected["--hf-overrides"] = {"method": "from_2_way_softmax", "classifier_from_token": signs}
         assert self.options(name, tokenizer) == expected
 
-    def test_an_unknown_format(self, tokenizer):
+    def test_a_format_that_is_not_known_is_refused(self, tokenizer):
         with pytest.raises(ValueError, match="format='other' is not known"):
             serve_options("other", tokenizer=tokenizer)
 

@@ -262,7 +262,7 @@ def test_a_global_cache_does_not_mix_models_up():
         set_llm_cache(None)
 
 
-def test_who_continues_exactly():
+def test_only_a_model_that_declares_it_continues_exactly():
     provider_model, scripted = ProviderModel(), ScriptedChatModel(script=["one"])
     configurable = init_chat_model("openai:m", api_key="k", configurable_fields=("model",))
     plain, exact = RunnableLambda(lambda messages: None), RunnableLambda(lambda messages: None)

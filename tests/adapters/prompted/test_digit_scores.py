@@ -87,5 +87,5 @@ NONE = dict.fromkeys(["10", "8.5", "8,5", "85", "", "seven", "٣", "<think>3", "
 
 
 @pytest.mark.parametrize(("text", "digit"), [*READINGS.items(), *NONE.items()])
-def test_the_digit_written(text, digit):
+def test_a_written_digit_is_read_as_its_ninth(text, digit):
     assert written_score(text) == (None if digit is None else digit / 9)

@@ -331,7 +331,7 @@ def test_another_setting_that_is_refused_is_named_with_its_remedy(way):
         ({"prompt": "{question} {step}"}, "lacks {before}, {fence}"),
     ],
 )
-def test_settings_are_checked(settings, match):
+def test_a_setting_out_of_bounds_is_refused_by_name(settings, match):
     with pytest.raises(ValueError, match=match):
         LLMJudge(ProviderModel(), **settings)
 

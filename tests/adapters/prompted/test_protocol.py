@@ -54,7 +54,7 @@ def read(answer, written=WRITTEN, *, stops=(D,), truncated=False, delimiter=D):
         ("Let M = [[1, 2], [3, 4]].", "Let M = [[1, 2], [3, 4]].", "delimiter"),
     ],
 )
-def test_one_step(answer, text, end):
+def test_an_answer_with_a_marked_step_is_read_as_that_step(answer, text, end):
     assert read(answer) == (text, end)
 
 
@@ -88,7 +88,7 @@ def test_an_answer_that_ran_into_its_token_limit(answer, text, end):
         ("Three.\n\nFou", True, "Three.\n\nFou", "length"),
     ],
 )
-def test_all_that_remains(answer, truncated, text, end):
+def test_an_answer_to_the_end_is_read_whole_without_its_marks(answer, truncated, text, end):
     assert read(answer, stops=(), truncated=truncated) == (text, end)
 
 
@@ -169,7 +169,7 @@ def test_half_a_mark_is_no_text(torn):
     assert read(f"{START}\nThree is {torn.strip()}", truncated=True)[0] in ("Three is ", "Three is [")
 
 
-def test_another_delimiter():
+def test_a_step_ends_at_another_delimiter():
     assert read("Three.\nFour.", "One.\nTwo.\n", stops=("\n",), delimiter="\n") == ("Three.", "delimiter")
     assert read(f"Three.\n{DONE}", "One.\nTwo.\n", stops=("\n",), delimiter="\n") == ("Three.", "eos")
     assert read("###Three.###Four.", "One.###", stops=("###",), delimiter="###") == ("Three.", "delimiter")

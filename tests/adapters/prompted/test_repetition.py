@@ -39,7 +39,7 @@ def test_a_longer_number_is_no_repetition():
     assert rest("x = 20", "Let x be.\n\nx = 2\n\n") == "x = 20"
 
 
-def test_another_delimiter():
+def test_a_repetition_is_found_at_another_delimiter():
     assert rest("A one.###B two.###C", "A one.###B two.###", "###") == "###C"
     assert rest("B two.\nC", "A one.###B two.###", "###") == "C"
 

@@ -47,14 +47,14 @@ def ending(message):
 
 
 class TestEnd:
-    def test_end_of_sequence(self, reciter):
+    def test_an_answer_that_ends_by_itself_has_no_stop_reason(self, reciter):
         answer = reciter.invoke(QUESTION)
         assert answer.content == SCRIPT
         assert ending(answer) == ("stop", None)
         assert answer.response_metadata["model_name"] == reciter.model
         assert "timed_out" not in answer.response_metadata
 
-    def test_stop_string(self, reciter):
+    def test_an_answer_that_ends_at_a_stop_string_names_it(self, reciter):
         answer = reciter.invoke(QUESTION, stop=["never", "\n\n"])
         assert answer.content == "First, add 3 and 4."
         assert ending(answer) == ("stop", "\n\n")
@@ -95,7 +95,7 @@ class TestEnd:
         engine.tokenizer.chat_template += "{{ '<think>\n' }}"
         assert engine.starts_in_reasoning
 
-    def test_length(self, reciter):
+    def test_an_answer_cut_at_max_tokens_reports_length(self, reciter):
         answer = reciter.invoke(QUESTION, max_tokens=3)
         assert SCRIPT.startswith(answer.content)
         assert ending(answer) == ("length", None)
@@ -106,7 +106,7 @@ class TestEnd:
         assert ending(reciter.invoke(QUESTION, stop=["\n\n"], max_tokens=tokens)) == ("stop", "\n\n")
         assert ending(reciter.invoke(QUESTION, stop=["\n\n"], max_tokens=tokens - 1)) == ("length", None)
 
-    def test_time_limit(self, endless):
+    def test_an_answer_cut_by_the_time_limit_reports_timed_out(self, endless):
         endless.invoke(QUESTION, max_tokens=1)  # loads the weights
         start = time.monotonic()
         answer = endless.invoke(QUESTION, timeout=0.1, max_tokens=400)
@@ -165,7 +165,7 @@ class TestContinuation:
         }
         assert len(answers) == 4
 
-    def test_text_blocks(self, reciter):
+    def test_an_answer_of_text_blocks_is_continued_as_one_text(self, reciter):
         block = AIMessage([{"type": "text", "text": "First"}, {"type": "text", "text": ", add"}])
         assert reciter.invoke([*QUESTION, block]).content == " 3 and 4.\n\nThen"
 
@@ -394,7 +394,7 @@ class TestBatches:
         for _ in range(3):
             assert asyncio.run(reciter.ainvoke(QUESTION)).content == SCRIPT
 
-    async def test_max_batch_size(self, random_model):
+    async def test_no_batch_exceeds_max_batch_size(self, random_model):
         model = ChatTransformers(model=str(random_model), max_tokens=4, max_batch_size=3)
         sizes = self.batches_of(model)
         await asyncio.gather(*(model.ainvoke(QUESTION) for _ in range(7)))
@@ -458,7 +458,7 @@ class TestStreams:
             i for i, c in enumerate(chunks) if "4" in c
         )
 
-    def test_characters_come_whole(self, script_model):
+    def test_a_character_of_several_tokens_is_streamed_whole(self, script_model):
         text = "a😀é"
         model = ChatTransformers(model=str(script_model(text)))
         assert [c.content for c in model.stream(QUESTION) if c.content] == ["a", "😀", "é"]
@@ -498,7 +498,7 @@ class TestLeaving:
         slow.invoke(QUESTION, max_tokens=1)
         assert time.monotonic() - start < 1.5
 
-    async def test_a_cancelled_task(self, slow):
+    async def test_a_cancelled_task_frees_the_model(self, slow):
         task = asyncio.create_task(slow.ainvoke(QUESTION))
         await asyncio.sleep(0.1)
         task.cancel()
@@ -579,7 +579,7 @@ class TestSettings:
         with pytest.raises(ValueError, match=next(iter(kwargs))):
             ChatTransformers(model=str(random_model), **kwargs)
 
-    def test_a_missing_folder(self, tmp_path):
+    def test_a_model_folder_that_does_not_exist_is_refused(self, tmp_path):
         for missing in (str(tmp_path / "none"), "./none", "a/b/c"):
             with pytest.raises(ValueError, match="no such folder"):
                 ChatTransformers(model=missing)
@@ -591,7 +591,7 @@ class TestSettings:
     def test_a_hub_id_is_not_looked_up_at_construction(self):
         assert ChatTransformers(model="Qwen/none").model == "Qwen/none"
 
-    def test_an_unknown_device(self, random_model):
+    def test_a_device_that_is_not_known_is_refused(self, random_model):
         with pytest.raises(ValueError, match="device='abacus'"):
             ChatTransformers(model=str(random_model), device="abacus").invoke(QUESTION)
 
@@ -605,7 +605,7 @@ class TestSettings:
         ):
             noisy.invoke("why " * 600)
 
-    def test_tools_are_refused(self, noisy):
+    def test_tools_are_refused_when_tokens_are_counted(self, noisy):
         with pytest.raises(ValueError, match="tools"):
             noisy.get_num_tokens_from_messages(QUESTION, tools=[{"name": "f"}])
 
@@ -620,7 +620,7 @@ class TestSharing:
         assert _pad_id(Nameless(), frozenset({7, 5})) == 5
         assert _pad_id(Nameless(), frozenset()) == 0
 
-    def test_instances_share_weights(self, random_model, noisy):
+    def test_instances_of_one_folder_share_its_weights(self, random_model, noisy):
         other = ChatTransformers(model=str(random_model), temperature=0.5)
         assert other._load() is noisy._load()
         assert copy.deepcopy(noisy)._load() is noisy._load()
@@ -648,7 +648,7 @@ class TestSharing:
             thread.join()
         assert loads == [1]
 
-    def test_names(self, noisy):
+    def test_langchain_is_told_provider_and_model(self, noisy):
         assert noisy._llm_type == "trim-graph-transformers"
         assert noisy._identifying_params["model"] == noisy.model
         params = noisy._get_ls_params()

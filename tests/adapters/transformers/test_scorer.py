@@ -88,7 +88,7 @@ class TestFormat:
         )
         assert len(QwenPRMFormat(other).encode("q", ["a<extra_0>b", "c"]).step_positions) == 2
 
-    def test_refusals(self, tokenizer, qwen):
+    def test_a_solution_that_cannot_be_encoded_is_refused(self, tokenizer, qwen):
         with pytest.raises(ScorerError, match="no steps"):
             qwen.encode(QUESTION, [])
         with pytest.raises(ScorerError, match="question is empty"):
@@ -167,7 +167,7 @@ class TestHead:
         with pytest.raises(ValueError, match=r"Qwen2ForCausalLM.*not a PRM.*Qwen2ForProcessRewardModel"):
             TransformersProcessReward(random_model).score(QUESTION, steps("x"))
 
-    def test_pickles_are_refused(self, reward_model, tmp_path):
+    def test_a_folder_with_pickles_only_is_refused(self, reward_model, tmp_path):
         folder = tmp_path / "pickled"
         shutil.copytree(reward_model, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
         scorer = TransformersProcessReward(folder)
@@ -262,7 +262,7 @@ class TestSettings:
         with pytest.raises(ValueError, match=next(iter(kwargs))):
             TransformersProcessReward(reward_model, **kwargs)
 
-    def test_a_missing_folder(self, tmp_path):
+    def test_a_model_folder_that_does_not_exist_is_refused(self, tmp_path):
         with pytest.raises(ValueError, match="no such folder"):
             TransformersProcessReward(tmp_path / "none")
 
@@ -270,7 +270,7 @@ class TestSettings:
         with pytest.raises(ValueError, match="step_token='<step>'"):
             TransformersProcessReward(reward_model, step_token="<step>").score("q", steps("a"))
 
-    def test_instances_share_weights(self, reward_model, scorer):
+    def test_instances_of_one_folder_share_its_weights(self, reward_model, scorer):
         other = TransformersProcessReward(str(reward_model), system_prompt=None)
         assert other._load()[0] is scorer._load()[0]
 
@@ -278,7 +278,7 @@ class TestSettings:
         scorer.score("q", steps("a"))
         assert copy.deepcopy(scorer)._load()[0] is scorer._load()[0]
 
-    def test_repr_and_pickle(self, scorer, reward_model):
+    def test_a_pickled_scorer_gives_the_same_scores(self, scorer, reward_model):
         scorer.score("q", steps("a"))
         assert f"model={str(reward_model)!r}" in repr(scorer)
         again = pickle.loads(pickle.dumps(scorer))

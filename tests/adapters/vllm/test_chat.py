@@ -66,14 +66,14 @@ class TestAnswers:
             ({"finish": "length"}, ("length", None)),
         ],
     )
-    def test_why_it_ended(self, connect, fields, expected):
+    def test_stop_and_finish_reason_of_the_server_are_kept(self, connect, fields, expected):
         _, model = connect(chat_answer("so", **fields))
         answer = model.invoke(QUESTION)
         assert answer.content == "so"
         assert ending(answer) == expected
         assert answer.response_metadata["model_name"] == "m"
 
-    def test_usage(self, connect):
+    def test_usage_contains_the_cached_tokens(self, connect):
         _, model = connect(chat_answer("so", spent=(30, 5, 16)))
         assert model.invoke(QUESTION).usage_metadata == {
             "input_tokens": 30,
@@ -87,7 +87,7 @@ class TestAnswers:
         assert "input_token_details" not in model.invoke(QUESTION).usage_metadata
 
     @pytest.mark.parametrize("raw", [False, True])
-    def test_mean_token_probability(self, connect, raw):
+    def test_the_mean_token_probability_leaves_out_the_end_of_sequence(self, connect, raw):
         logs = [math.log(p) for p in (0.5, 0.9, 0.1)]
         if raw:
             logprobs = {"tokens": ["a", "b", "<e>"], "token_logprobs": logs, "top_logprobs": [{}, {}, {}]}
@@ -186,7 +186,7 @@ class TestRequests:
         model.invoke(QUESTION)
         assert server.generations[0][1]["top_k"] == 20
 
-    def test_tool_turns(self, connect):
+    def test_tool_calls_and_results_are_sent_in_the_shape_of_openai(self, connect):
         server, model = connect(chat_answer("so"))
         call = AIMessage("", tool_calls=[{"name": "f", "args": {"x": 1}, "id": "1"}])
         model.invoke([*QUESTION, call, ToolMessage("2", tool_call_id="1")])
@@ -236,7 +236,7 @@ class TestRequests:
             ("http://x:port", "not a URL"),
         ],
     )
-    def test_base_urls(self, url, complaint):
+    def test_a_base_url_that_cannot_be_one_is_refused_without_its_secret(self, url, complaint):
         with pytest.raises(ValueError, match=complaint) as caught:
             ChatVLLM(model="m", base_url=url)
         assert "base_url" in str(caught.value)
@@ -602,7 +602,7 @@ class TestStreams:
         _, model = connect(early, streamed(chat_events("a")))
         assert "".join(c.content for c in model.stream(QUESTION)) == "a"
 
-    def test_an_empty_answer(self, connect):
+    def test_an_empty_answer_is_streamed_as_one_empty_chunk(self, connect):
         _, model = connect(streamed(chat_events("")))
         assert model.invoke(QUESTION, timeout=9).content == ""
         assert [c.content for c in model.stream(QUESTION)] == [""]
@@ -747,7 +747,7 @@ class TestKey:
 
 
 class TestCopies:
-    def test_pickle(self, connect):
+    def test_a_pickled_model_answers_with_the_same_settings(self, connect):
         _, model = connect(chat_answer("so"), max_tokens=7)
         model.invoke(QUESTION)
         again = pickle.loads(pickle.dumps(model))

@@ -60,7 +60,7 @@ def without_vllm(monkeypatch):
         ({"dtyp": "x"}, r"unknown field, did you mean dtype\? There are: .*sampling_params"),
     ],
 )
-def test_wrong_settings(settings, match):
+def test_a_wrong_setting_of_the_engine_is_refused_by_name(settings, match):
     with pytest.raises(ValueError, match=match):
         ChatVLLMEngine(**{"model": SMALL, **settings})
 
@@ -185,7 +185,7 @@ def test_a_reward_models_options_are_those_of_the_server():
     }
 
 
-def test_configurations():
+def test_a_configuration_builds_engines_with_its_settings():
     parts = make_config(
         {
             "small": {"type": "vllm_engine", "model": str(SMALL), "gpu_memory_utilization": 0.2, "seed": 4},

@@ -268,7 +268,7 @@ class TestBatches:
         assert together == alone
         assert len(server.generations) < len(texts) / 2
 
-    async def test_max_batch_size(self, connect):
+    async def test_no_batch_exceeds_max_batch_size(self, connect):
         server, scorer = connect(answer, max_batch_size=5)
         await asyncio.gather(*(scorer.ascore(QUESTION, steps("a")) for _ in range(24)))
         assert max(len(body["input"]) for _, body in server.generations) <= 5

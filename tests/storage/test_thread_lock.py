@@ -22,7 +22,7 @@ with lock_thread(open_checkpointer(sys.argv[1]).place, sys.argv[2]):
 
 
 def hold(spec, thread):
-    """have another process lock a thread, until its input ends."""
+    """Has another process lock a thread, until its input ends."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDS, spec, thread], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -46,7 +46,7 @@ def check(spec):
             pass
 
 
-def test_beside_a_sqlite_file(tmp_path):
+def test_a_thread_beside_a_sqlite_file_is_locked_for_one_process(tmp_path):
     check(f"sqlite:{tmp_path / 'runs.db'}")
     assert [file.stat().st_size for file in (tmp_path / "runs.db.locks").iterdir()] == [0, 0]
 
