@@ -10,7 +10,16 @@ from trim_graph.budget import Budget
 from trim_graph.config import make_config
 from trim_graph.errors import SettingsError
 from trim_graph.policies import small_only, threshold
-from trim_graph.settings import ContextSettings, RunSettings, Settings, TrimContext, Unset, overridden
+from trim_graph.settings import (
+    ContextSettings,
+    RunSettings,
+    Settings,
+    ShadowKeywords,
+    ShadowSettings,
+    TrimContext,
+    Unset,
+    overridden,
+)
 from trim_graph.testing import ScriptedChatModel
 
 SETTINGS = Settings(max_steps=9)
@@ -32,6 +41,12 @@ def test_keywords_are_those_of_the_settings_with_their_types():
 def test_the_docstring_of_create_trim_graph_names_every_setting():
     documented = (create_trim_graph.__doc__ or "").partition("**settings:")[2]
     assert {name for name in get_type_hints(RunSettings) if f"``{name}``" not in documented} == set()
+
+
+def test_keywords_of_a_shadow_are_its_settings_with_their_types():
+    hints = get_type_hints(ShadowKeywords)
+    fields = {name: field.annotation for name, field in ShadowSettings.model_fields.items()}
+    assert hints == fields
 
 
 def test_a_context_has_the_settings_of_a_call_with_their_bounds_and_descriptions():

@@ -2,7 +2,8 @@
 
 `Settings` declares each setting once: type, default, bounds and description. The fields of `TrimContext` and
 the mapping ``settings`` of a configuration file derive from it. Type checkers cannot derive keywords from a
-pydantic model, so `TurnSettings`, `CallSettings` and `RunSettings` repeat names and types.
+pydantic model, so `TurnSettings`, `CallSettings` and `RunSettings` repeat names and types, and
+`ShadowKeywords` those of `ShadowSettings`.
 """
 
 from __future__ import annotations
@@ -178,6 +179,40 @@ class ContextSettings(CallSettings[None], total=False):
     budget: Budget | None
     user: str | None
     steps: list[Step] | None
+
+
+class ShadowSettings(ConfigSection):
+    """Settings of a shadow, in code and in a configuration file.
+
+    Attributes:
+        rate: Share of the answers that are examined.
+        run_rate: Share of these that are routed from the beginning, with large calls.
+        text: Whether records hold texts; else digests.
+        capacity: Most answers that wait; further ones are dropped and counted.
+        concurrency: Most answers examined at once.
+        timeout: Seconds after which the examination of an answer fails.
+        sampling_seed: Makes the sampling repeatable.
+    """
+
+    rate: float = Field(default=1.0, ge=0, le=1)
+    run_rate: float = Field(default=0.0, ge=0, le=1)
+    text: bool = False
+    capacity: int = Field(default=64, ge=1)
+    concurrency: int = Field(default=2, ge=1)
+    timeout: float = Field(default=300.0, gt=0, allow_inf_nan=False)
+    sampling_seed: int | None = None
+
+
+class ShadowKeywords(TypedDict, total=False):
+    """Keywords that are fields of `ShadowSettings`."""
+
+    rate: float
+    run_rate: float
+    text: bool
+    capacity: int
+    concurrency: int
+    timeout: float
+    sampling_seed: int | None
 
 
 def _optional(name: str) -> Any:

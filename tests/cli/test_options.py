@@ -1,5 +1,6 @@
 """Options of commands: one object for the command line and for Python."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from trim_graph.cli.options import (
     CollectOptions,
     DoctorOptions,
     EvalOptions,
+    LabelOptions,
+    Options,
     QueryRouterOptions,
     SequenceOptions,
     command,
@@ -28,6 +31,12 @@ from trim_graph.errors import SettingsError
         (lambda: SequenceOptions(out="o", prices=[0.1, 2.0]), "--lambda is 2.0: choose a cost"),
         (lambda: EvalOptions(dataset="d", out="o", prices=3), "prices is 3: give a text as on the command"),
         (lambda: QueryRouterOptions(traces=[], out="o", share=[1.0]), "--share is 1.0: choose a share"),
+        (lambda: LabelOptions(dataset="d", out="o", rollouts=0), "--rollouts is 0: choose 1 or more"),
+        (
+            lambda: LabelOptions(dataset="d", out="o", target="firm"),
+            "--target is 'firm': choose soft or hard",
+        ),
+        (lambda: SequenceOptions(out="o", prices=[0.1], patience=0), "--patience is 0: choose 1 or more"),
     ],
 )
 def test_python_callers_get_the_errors_of_the_command_line(make, message):
@@ -63,3 +72,26 @@ def test_a_command_gets_the_object_with_its_defaults():
     given = CliRunner().invoke(app, ["--traces", "a", "--out", "r", "--share", "0.2", "--share", "0.4"])
     assert (given.exit_code, seen[1].share) == (3, [0.2, 0.4])
     assert "Trains a router." in CliRunner().invoke(app, ["--help"]).output
+
+
+def classes(base):
+    return [base, *(one for sub in base.__subclasses__() for one in classes(sub))]
+
+
+@pytest.mark.parametrize(
+    "kind", [one for one in classes(Options) if one.settings], ids=lambda kind: kind.__name__
+)
+def test_each_setting_with_a_help_is_an_option_with_its_default(kind):
+    app = typer.Typer()
+
+    def run(options):
+        """Runs."""
+
+    run.__annotations__["options"] = kind
+    command(app, short_help="Run.")(run)
+    shown = {one.name: one for one in typer.main.get_command(app).params}
+    helps = {one.name: one.metadata.get("help") for one in fields(kind.settings)}
+    assert any(helps.values())
+    for name, text in helps.items():
+        if text:
+            assert (shown[name].help, shown[name].default) == (text, getattr(kind.settings, name))

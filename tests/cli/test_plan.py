@@ -76,7 +76,7 @@ def test_from_the_published_parameters(model, run):
         (("model.json",), "give --cost-per-token or --budget"),
         (("other.json", "--budget", 9), "other.json does not exist"),
         (("model.json", "--budget", 0), "budget=0"),
-        (("model.json", "--cost-per-token", -1), "cost_per_token is -1"),
+        (("model.json", "--cost-per-token", -1), "--cost-per-token is -1.0: choose 0 or more"),
         (("model.json", "--budget", 9, "--belief", "mine"), "--belief mine: choose one of carried, "),
         (("model.json", "--budget", 9, "--belief-step", 0.3), "belief_step is 0.3"),
         (("model.json", "--budget", 9, "--p-large", 2), "p_large is 2.0"),

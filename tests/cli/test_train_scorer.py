@@ -93,7 +93,7 @@ def test_without_test_questions_the_card_says_what_the_figures_are_of(labels, ru
     [
         (("--labels", "none.jsonl"), "none.jsonl"),
         (("--labels", "labels.jsonl", "--base", "nowhere/at/all"), "no such folder"),
-        (("--labels", "labels.jsonl", "--validation", 1), "--validation is 1.0: choose a share"),
+        (("--labels", "labels.jsonl", "--validation", 1), "--validation is 1: choose a share"),
         (("--labels", "labels.jsonl", "--step-token", "<no>"), "step_token='<no>' is not an added token"),
         (("--labels", "labels.jsonl", "--pattern", "("), "cannot be read"),
     ],

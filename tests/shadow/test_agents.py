@@ -159,8 +159,8 @@ def test_the_agents_own_message_stays_as_it_was(file):
     [
         ({"answers": "medium"}, "answers is 'medium'"),
         ({"run_rate": 0.5}, "writes every turn already"),
-        ({"answers": "small", "run_rate": 0.5}, "give shadow_budget"),
-        ({"run_rate": 2.0}, "run_rate is 2"),
+        ({"answers": "small", "run_rate": 0.5}, "shadow_budget sets no limit"),
+        ({"answers": "small", "run_rate": 2.0}, "run_rate: Input should be less than or equal to 1"),
         ({"max_step": 2}, "unknown setting max_step"),
     ],
 )

@@ -465,7 +465,11 @@ def test_a_call_of_the_shadow_is_no_call_of_the_application(file):
     ("wrong", "complaint"),
     [
         ({"answers": "medium"}, "answers is 'medium'"),
-        ({"run_rate": 2}, "run_rate is 2"),
+        ({"run_rate": 2}, r"run_rate: Input should be less than or equal to 1 \(got 2\)"),
+        ({"rate": 1.5}, r"rate: .* less than or equal to 1 \(got 1.5\)"),
+        ({"capacity": 0}, r"capacity: .* greater than or equal to 1 \(got 0\)"),
+        ({"concurrency": 0}, r"concurrency: .* greater than or equal to 1 \(got 0\)"),
+        ({"timeout": 0}, "timeout: Input should be greater than 0"),
         ({"run_rate": 0.5}, "shadow_budget sets no"),
         ({"run_rate": 0.5, "shadow_budget": Quota(large_tokens=9)}, "one run may use 16384"),
         (

@@ -312,7 +312,8 @@ class TestRefusals:
             ({"batch_size": 0}, "batch_size is 0: choose 1 or more"),
             ({"epochs": 0.0}, "epochs is 0"),
             ({"tuning": "qlora"}, "tuning is 'qlora'"),
-            ({"dtype": "float16"}, "dtype is 'float16'"),
+            ({"dtype": "float16"}, "dtype is 'float16': choose auto, float32 or bfloat16"),
+            ({"calibrate_on": "values"}, "calibrate_on is 'values': choose auto, value or label"),
         ],
     )
     def test_settings_out_of_bounds(self, settings, complaint):

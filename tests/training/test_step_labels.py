@@ -342,7 +342,9 @@ def test_many_failures_in_a_row_end_the_work(tmp_path):
     [
         ({"method": "labelled"}, "method is 'labelled': choose monte_carlo"),
         ({"rollouts": 0}, "rollouts is 0: choose 1 or more"),
-        ({"width": 1.5}, "width is 1.5: choose a number from 0 to 1"),
+        ({"width": 1.5}, "width is 1.5: choose a share from 0 to 1"),
+        ({"target": "firm"}, "target is 'firm': choose soft or hard"),
+        ({"generators": ("small", "tiny")}, "generators is 'tiny': choose small or large"),
         ({"tolerance": 1, "target": "soft"}, "tolerance is 1, with target 'soft'"),
         ({"method": "agreement", "consensus": True}, "consensus compares another method"),
     ],

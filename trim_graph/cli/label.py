@@ -19,17 +19,12 @@ from trim_graph.evaluation.runner import Executor, Models
 from trim_graph.evaluation.traces import write_traces
 from trim_graph.training.continuations import Continuations
 from trim_graph.training.judgements import Judgements
-from trim_graph.training.step_labels import (
-    LabelReport,
-    Labels,
-    LabelSettings,
-    StepLabeller,
-    read_labels,
-)
+from trim_graph.training.settings import LabelSettings
+from trim_graph.training.step_labels import LabelReport, Labels, StepLabeller, read_labels
 
 from .common import Progress, check_trace_file, chosen_config, load_parts, open_executor
 from .eval import count_questions, read_dataset
-from .options import LabelOptions
+from .options import LabelOptions, settings_of
 from .terminal import Interrupted, need
 
 DEFAULT_N = 300
@@ -66,7 +61,7 @@ class _Labelling:
 
     def __init__(self, options: LabelOptions) -> None:
         self.options = options
-        self.settings = _settings(options)
+        self.settings = settings_of(options, LabelSettings, generators=tuple(options.generator))
         self.config = _sampling(options)
         self.judge: Judge | None = None
         if self.settings.judged:
@@ -206,30 +201,6 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
-
-
-def _settings(options: LabelOptions) -> LabelSettings:
-    for generator in options.generator:
-        if generator not in ("small", "large"):
-            raise SettingsError(f"--generator is {generator!r}: choose small or large")
-    if options.target not in ("soft", "hard"):
-        raise SettingsError(f"--target is {options.target!r}: choose soft or hard")
-    return LabelSettings(
-        method=options.method,  # type: ignore[arg-type]
-        generators=tuple(options.generator),  # type: ignore[arg-type]
-        rollouts=options.rollouts,
-        continuations=options.continuations,
-        width=options.width,
-        target=options.target,  # type: ignore[arg-type]
-        tolerance=options.tolerance,
-        reweight=options.reweight,
-        places=options.places,
-        min_confidence=options.min_confidence,
-        consensus=options.consensus,
-        agreement=options.agreement,
-        seed=options.seed,
-        concurrency=options.concurrency,
-    )
 
 
 def _sampling(options: LabelOptions) -> TrimConfig:

@@ -1,6 +1,7 @@
 """Options of all commands, each declared once: the command line, its help, and the object Python passes.
 
-Nothing heavy is imported here, for ``--help``. What a command does is in the module of its name.
+An option that is a setting of what the command does has default, bound and help where the setting is
+declared. Nothing heavy is imported here, for ``--help``. What a command does is in the module of its name.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import inspect
 import json
 import shlex
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -16,33 +18,20 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_ori
 import typer
 from typer.models import ParameterInfo
 
+from trim_graph.bounds import NOT_NEGATIVE, POSITIVE, Bound, Bounded, one_of
+from trim_graph.training.settings import (
+    Calibration,
+    Dtype,
+    Generator,
+    LabelSettings,
+    ScorerTraining,
+    Terms,
+    Training,
+    Tuning,
+)
+
 from .terminal import failures_reported
 
-
-@dataclass(frozen=True)
-class Bound:
-    """Bound of a number, or of each number in a list.
-
-    Attributes:
-        holds: Whether a number is within it.
-        advice: What to choose instead, for the error.
-        form: Format of the number in the error.
-    """
-
-    holds: Callable[[float], bool]
-    advice: str
-    form: str = ""
-
-    def check(self, option: str, given: Any) -> None:
-        """Raises a `SettingsError` that names the option if a number is out of the bound."""
-        for value in given if isinstance(given, list) else [given]:
-            if value is not None and not self.holds(value):
-                from trim_graph.errors import SettingsError  # not above: it loads langchain_core
-
-                raise SettingsError(f"{option} is {value:{self.form}}: {self.advice}")
-
-
-POSITIVE = Bound(lambda value: value >= 1, "choose 1 or more")
 SECONDS = Bound(lambda value: value > 0, "choose a number of seconds above 0", "g")
 
 
@@ -50,15 +39,20 @@ SECONDS = Bound(lambda value: value > 0, "choose a number of seconds above 0", "
 class Options:
     """Options of one command.
 
-    A field whose annotation holds an option or an argument of typer is one of the command line. Other fields
-    are for callers in Python only.
+    A field whose annotation holds an option or an argument of typer is one of the command line, and so is
+    one whose setting has a help. Other fields are for callers in Python only.
+
+    Attributes:
+        settings: Declares the settings that some of the options are, under the same names.
 
     Raises:
-        SettingsError: A number is out of its bound, or a text is expected and something else given.
+        SettingsError: A value is out of its bound, or a text is expected and something else given.
     """
 
+    settings: ClassVar[type[Bounded] | None] = None
+
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self), include_extras=True).items():
+        for name, hint in _hints(type(self)).items():
             kinds = _kinds(hint)
             given = getattr(self, name)
             if kinds & {str, Path} and given is not None:
@@ -71,6 +65,22 @@ class Options:
 
 
 Chosen = TypeVar("Chosen", bound=Options)
+Given = TypeVar("Given", bound=Bounded)
+
+
+def settings_of(options: Options, kind: type[Given], **others: Any) -> Given:
+    """Returns the settings that some of the options are.
+
+    Args:
+        options: The options.
+        kind: Class of the settings.
+        **others: Settings that are no options, or not in this form.
+
+    Raises:
+        SettingsError: The settings contradict each other.
+    """
+    shared = {one.name for one in fields(kind)} & {one.name for one in fields(options)}
+    return kind(**{name: getattr(options, name) for name in shared} | others)
 
 
 def command(
@@ -106,11 +116,11 @@ def command(
 
 def _parameters(kind: type[Options]) -> list[inspect.Parameter]:
     """Returns what typer is to read of a class of options."""
-    hints = get_type_hints(kind, include_extras=True)
+    hints = _hints(kind)
     found = []
     for one in fields(kind):
         hint = hints[one.name]
-        if not any(isinstance(extra, ParameterInfo) for extra in _metadata(hint)):
+        if _parameter_info(hint) is None:
             continue
         default = inspect.Parameter.empty if one.default is MISSING else one.default
         if one.default_factory is not MISSING:  # an empty list: typer shows none as a default
@@ -119,6 +129,26 @@ def _parameters(kind: type[Options]) -> list[inspect.Parameter]:
             inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
         )
     return found
+
+
+def _hints(kind: type[Options]) -> dict[str, Any]:
+    """Returns the annotations of the fields; that of a setting has the bound and help of its declaration."""
+    hints = get_type_hints(kind, include_extras=True)
+    for one in fields(kind.settings) if kind.settings else ():
+        if (hint := hints.get(one.name)) is None:
+            continue
+        plain, *extras = get_args(hint) if _metadata(hint) else (hint,)
+        info, text = copy(_parameter_info(hint)), one.metadata.get("help")
+        if text:
+            info = info or typer.Option()
+            info.help = info.help or text
+        others = (extra for extra in extras if not isinstance(extra, ParameterInfo))
+        hints[one.name] = Annotated[(plain, info, *others, one.metadata.get("bound"))]
+    return hints
+
+
+def _parameter_info(hint: Any) -> ParameterInfo | None:
+    return next((one for one in _metadata(hint) if isinstance(one, ParameterInfo)), None)
 
 
 def _kinds(hint: Any) -> set[Any]:
@@ -154,7 +184,7 @@ def command_line(name: str, options: Options) -> str:
     """
     from trim_graph.errors import may_be_shown
 
-    words, hints = ["trim-graph", name], get_type_hints(type(options), include_extras=True)
+    words, hints = ["trim-graph", name], _hints(type(options))
     for one in fields(options):
         value, default = getattr(options, one.name), one.default
         if value is None or value == default or value == []:
@@ -167,10 +197,10 @@ def command_line(name: str, options: Options) -> str:
 
 def _flag(name: str, hint: Any) -> str:
     """Returns an option as it is given on the command line."""
-    for extra in _metadata(hint):
-        # Typer keeps the first flag of an annotation where a default would be.
-        if isinstance(extra, ParameterInfo) and isinstance(extra.default, str):
-            return extra.default
+    info = _parameter_info(hint)
+    # Typer keeps the first flag of an annotation where a default would be.
+    if info is not None and isinstance(info.default, str):
+        return info.default
     return f"--{name.replace('_', '-')}"
 
 
@@ -415,7 +445,7 @@ class EvalOptions(Options):
     cost_per_second: Annotated[
         float,
         typer.Option(help="What a second of waiting costs, in the currency of the prices."),
-        Bound(lambda value: 0 <= value < float("inf"), "choose 0 or more"),
+        NOT_NEGATIVE,
     ] = 0.0
     max_loss: Annotated[
         float,
@@ -540,19 +570,18 @@ class CollectOptions(Options):
     ray_workers: RayWorkers = None
 
 
-SHARE = Bound(lambda value: 0 <= value <= 1, "choose a share from 0 to 1")
-
-
 @dataclass(frozen=True, kw_only=True)
 class LabelOptions(Options):
     """Options of `label`."""
+
+    settings = LabelSettings
 
     dataset: Annotated[
         str, typer.Option(help="Questions with right answers, see below; for labelled, a file of solutions.")
     ]
     out: Annotated[Path, typer.Option(help="File for the labels, .jsonl or .parquet.")]
     method: Annotated[str, typer.Option(help="monte_carlo, advantage, agreement or labelled; see below.")] = (
-        "monte_carlo"
+        LabelSettings.method
     )
     config: Config = None
     runs: Annotated[
@@ -566,50 +595,25 @@ class LabelOptions(Options):
         typer.Option("-n", help="How many questions; default: all of a file, else 300."),
         POSITIVE,
     ] = None
-    rollouts: Annotated[int, typer.Option(help="Solutions of each question by each generator."), POSITIVE] = 4
+    rollouts: int = LabelSettings.rollouts
     generator: Annotated[
         list[str],
         typer.Option(help="Whose solutions are labelled, small or large (repeatable); default: small."),
-    ] = field(default_factory=lambda: ["small"])
+        one_of(Generator),
+    ] = field(default_factory=lambda: list(LabelSettings.generators))
     temperature: Annotated[
         float | None,
         typer.Option(help="Of the small model; default: the configuration's, or 0.7 where that is 0."),
-        Bound(lambda value: 0 <= value < float("inf"), "choose 0 or more"),
+        NOT_NEGATIVE,
     ] = None
-    continuations: Annotated[int, typer.Option(help="Most continuations of a step's prefix."), POSITIVE] = 8
-    width: Annotated[
-        float,
-        typer.Option(help="They end early where the 95 % interval of the share is as narrow as this."),
-        SHARE,
-    ] = 0.5
-    target: Annotated[
-        str,
-        typer.Option(help="hard: 1 before the first lost step, 0 there; soft: the share that ends right."),
-    ] = "hard"
-    tolerance: Annotated[
-        int,
-        typer.Option(help="With hard: so many steps before the first lost one keep the share."),
-        Bound(lambda value: value >= 0, "choose 0 or more"),
-    ] = 0
-    reweight: Annotated[
-        bool,
-        typer.Option(
-            "--reweight/--no-reweight",
-            help="Divide a share that is a target by that of the question's rollouts; 1 at most.",
-        ),
-    ] = True
-    places: Annotated[
-        int, typer.Option(help="With advantage: steps of a solution that the large model rewrites."), POSITIVE
-    ] = 3
-    min_confidence: Annotated[
-        float,
-        typer.Option(help="Drop questions that the small model solves in a smaller share of its rollouts."),
-        SHARE,
-    ] = 0.0
-    consensus: Annotated[
-        bool,
-        typer.Option("--consensus", help="Drop solutions of which the judge finds another first wrong step."),
-    ] = False
+    continuations: int = LabelSettings.continuations
+    width: float = LabelSettings.width
+    target: str = LabelSettings.target
+    tolerance: int = LabelSettings.tolerance
+    reweight: Annotated[bool, typer.Option("--reweight/--no-reweight")] = LabelSettings.reweight
+    places: int = LabelSettings.places
+    min_confidence: float = LabelSettings.min_confidence
+    consensus: Annotated[bool, typer.Option("--consensus")] = LabelSettings.consensus
     judge: Annotated[
         str | None,
         typer.Option(
@@ -617,17 +621,17 @@ class LabelOptions(Options):
             "else large."
         ),
     ] = None
-    agreement: Annotated[
-        float, typer.Option(help="The judge disagrees with a step below this probability."), SHARE
-    ] = 0.5
+    agreement: float = LabelSettings.agreement
     pilot: Annotated[
         int, typer.Option(help="Questions done first, from which the whole is estimated."), POSITIVE
     ] = 8
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Do the pilot, print the estimate and end.")
     ] = False
-    seed: Annotated[int, typer.Option(help="Draws arithmetic problems and the places of advantage.")] = 0
-    concurrency: Annotated[int, typer.Option(help="Most runs under way at once."), POSITIVE] = 64
+    seed: Annotated[int, typer.Option(help="Draws arithmetic problems and the places of advantage.")] = (
+        LabelSettings.seed
+    )
+    concurrency: int = LabelSettings.concurrency
     retry_errors: RetryErrors = False
     workers: Workers = None
     load_per_worker: LoadPerWorker = False
@@ -696,22 +700,22 @@ class CalibrateOptions(Options):
 class PlanOptions(Options):
     """Options of `plan`."""
 
+    settings = Terms
+
     source: Annotated[Path, typer.Argument(help="What is known of steps and scores; see below.")]
     out: Annotated[Path, typer.Option("--out", "-o", help="Policy file, .json; arrays go beside it.")]
     cost_per_token: Annotated[
         list[float],
         typer.Option(help="Reward that a large token costs; several times: a plan and a file each."),
     ] = field(default_factory=list)
-    cost_per_call: Annotated[float, typer.Option(help="Reward that a call of the large model costs.")] = 0.0
-    cost_per_draft: Annotated[
-        float, typer.Option(help="Reward that a draft and its score cost; a handover saves it.")
-    ] = 0.0
+    cost_per_call: float = Terms.cost_per_call
+    cost_per_draft: float = Terms.cost_per_draft
     budget: Annotated[
         int | None, typer.Option(help="Most large tokens of a run; the plan holds for every limit up to it.")
     ] = None
     belief: Annotated[str, typer.Option(help="How scores become a belief; see below.")] = "carried"
     belief_step: Annotated[float, typer.Option(help="Grid of beliefs.")] = 0.025
-    handover: Annotated[bool, typer.Option(help="Whether all that remains may be handed over.")] = True
+    handover: bool = Terms.handover
     p_large: Annotated[
         float | None, typer.Option(help="Chance that the large model's step is right; replaces the source's.")
     ] = None
@@ -736,6 +740,7 @@ class TrainOptions(Options):
     """
 
     kind: ClassVar[Literal["aggregate", "sequence"]]
+    settings = Training
 
     out: Annotated[Path, typer.Option(help="Folder for policies and learning curves.")]
     prices: Annotated[
@@ -768,10 +773,10 @@ class TrainOptions(Options):
     seeds: Annotated[
         int, typer.Option(help="Trainings for each price; the best on validation is kept."), POSITIVE
     ] = 1
-    steps: Annotated[int, typer.Option(help="Most decisions on rollouts of the models.")] = 200_000
-    simulated_steps: Annotated[int, typer.Option(help="Most decisions on the simulator.")] = 100_000
-    patience: Annotated[int, typer.Option(help="Looks at the validation questions without improvement.")] = 10
-    window: int = 16
+    steps: int = Training.steps
+    simulated_steps: int = Training.simulated_steps
+    patience: int = Training.patience
+    window: int = Training.window
     rollouts: Annotated[
         Path | None,
         typer.Option("--rollouts", help="Folder that keeps the models' rollouts for the next time."),
@@ -797,7 +802,7 @@ class SequenceOptions(TrainOptions):
 
     kind = "sequence"
 
-    window: Annotated[int, typer.Option(help="Most steps it looks at, the draft included.")] = 16
+    window: Annotated[int, typer.Option(help="Most steps it looks at, the draft included.")] = Training.window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -820,12 +825,11 @@ class QueryRouterOptions(Options):
     seed: Annotated[int, typer.Option(help="Draws the validation questions and the folds.")] = 0
 
 
-_SHARE = Bound(lambda value: 0 <= value < 1, "choose a share of the questions below 1, such as 0.15")
-
-
 @dataclass(frozen=True, kw_only=True)
 class ScorerOptions(Options):
     """Options of `train scorer`."""
+
+    settings = ScorerTraining
 
     labels: Annotated[
         list[Path],
@@ -837,59 +841,26 @@ class ScorerOptions(Options):
         typer.Option(help="Causal model: folder or hub id; default: the small model of the configuration."),
     ] = None
     config: Config = None
-    tuning: Annotated[
-        Literal["head", "lora", "full"],
-        typer.Option(help="What is trained: a head on the frozen base, LoRA adapters too, or all weights."),
-    ] = "head"
-    validation: Annotated[
-        float, typer.Option(help="Share of the questions for early stopping and calibration."), _SHARE
-    ] = 0.15
-    test: Annotated[
-        float, typer.Option(help="Share of the questions for the metrics of the card."), _SHARE
-    ] = 0.15
-    epochs: Annotated[float, typer.Option(help="Most passes over the solutions, for lora and full.")] = 3.0
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Peak; default: 1e-4 for lora, 1e-5 for full.")
-    ] = None
-    batch_size: Annotated[int, typer.Option(help="Solutions in a batch."), POSITIVE] = 8
-    patience: Annotated[
-        int, typer.Option(help="Looks at the validation questions without improvement."), POSITIVE
-    ] = 3
-    lora_rank: Annotated[int, typer.Option(help="Rank of the adapters."), POSITIVE] = 16
-    gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
-    ] = False
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto"
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16"],
-        typer.Option(help="auto: bfloat16 on CUDA, else float32."),
-    ] = "auto"
-    step_token: Annotated[
-        str | None, typer.Option(help="Token after each step; default: the tokenizer's eos token.")
-    ] = None
-    system_prompt: Annotated[
-        str | None, typer.Option(help="First turn of the chat; default: that of the chat template.")
-    ] = None
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(help="Longest solution, others are left out; default: what the base takes."),
-        POSITIVE,
-    ] = None
-    calibrate_on: Annotated[
-        Literal["auto", "value", "label"],
-        typer.Option(help="auto: labels, but values for the methods advantage and agreement."),
-    ] = "auto"
-    token_probability: Annotated[
-        bool,
-        typer.Option(
-            help="Combine scores with the small model's token probabilities, which it must then report "
-            "(logprobs: true).",
-        ),
-    ] = True
-    pattern: Annotated[
-        str | None, typer.Option(help="Regular expression that finds the kind of a step, for the card.")
-    ] = None
-    seed: Annotated[int, typer.Option(help="Draws held-out questions, batches and adapters.")] = 0
+    tuning: Tuning = ScorerTraining.tuning
+    validation: float = ScorerTraining.validation
+    test: float = ScorerTraining.test
+    epochs: float = ScorerTraining.epochs
+    learning_rate: float | None = ScorerTraining.learning_rate
+    batch_size: int = ScorerTraining.batch_size
+    patience: int = ScorerTraining.patience
+    lora_rank: int = ScorerTraining.lora_rank
+    gradient_checkpointing: Annotated[bool, typer.Option("--gradient-checkpointing")] = (
+        ScorerTraining.gradient_checkpointing
+    )
+    device: str = ScorerTraining.device
+    dtype: Dtype = ScorerTraining.dtype
+    step_token: str | None = ScorerTraining.step_token
+    system_prompt: str | None = ScorerTraining.system_prompt
+    max_tokens: int | None = ScorerTraining.max_tokens
+    calibrate_on: Calibration = ScorerTraining.calibrate_on
+    token_probability: bool = ScorerTraining.token_probability
+    pattern: str | None = ScorerTraining.pattern
+    seed: int = ScorerTraining.seed
     as_json: AsJson = False
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from trim_graph.errors import SettingsError
+from trim_graph.training.settings import Terms
 
-from .options import PlanOptions
+from .options import PlanOptions, settings_of
 from .terminal import need
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def run_plan(options: PlanOptions) -> None:
     model, data = _model(options)
     from trim_graph.policies.files import save_policy
     from trim_graph.policies.pomdp import pomdp
-    from trim_graph.training.planner import BatchPomdp, Terms, solve
+    from trim_graph.training.planner import BatchPomdp, solve
     from trim_graph.training.simulator import HANDOVER, StatelessBatchPolicy
 
     if options.model_out is not None:
@@ -65,12 +66,7 @@ def run_plan(options: PlanOptions) -> None:
         ),
     ]
     for cost, file in files:
-        terms = Terms(
-            cost_per_token=cost,
-            cost_per_call=options.cost_per_call,
-            cost_per_draft=options.cost_per_draft,
-            handover=options.handover,
-        )
+        terms = settings_of(options, Terms, cost_per_token=cost)
         plan = solve(
             model, terms, belief=_belief(options), budget=options.budget, belief_step=options.belief_step
         )

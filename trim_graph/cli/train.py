@@ -20,15 +20,16 @@ from trim_graph.evaluation.datasets import Dataset
 from trim_graph.evaluation.runner import Executor, Models
 from trim_graph.policies import save_policy
 from trim_graph.storage.journal import Journal
+from trim_graph.training.settings import Training
 
 from .common import chosen_config, load_parts, open_executor
 from .eval import read_dataset
-from .options import QueryRouterOptions, TrainOptions
+from .options import QueryRouterOptions, TrainOptions, settings_of
 from .terminal import need
 
 if TYPE_CHECKING:
     from trim_graph.policies import Policy
-    from trim_graph.training.ppo import EvalPoint, Score, Trained, Training
+    from trim_graph.training.ppo import EvalPoint, Score, Trained
     from trim_graph.training.rollouts import Rollouts
     from trim_graph.training.step_model import StepModel
 
@@ -231,19 +232,12 @@ def _step_model(source: Path) -> StepModel:
 
 def _check(options: TrainOptions) -> Training:
     """Refuses before minutes of work what would fail after them."""
-    from trim_graph.training.ppo import Training
-
     if not options.prices or len(set(options.prices)) < len(options.prices):
         raise SettingsError("--lambda: give one or more, each once")
     for option, folder in (("--out", options.out), ("--rollouts", options.rollouts)):
         if folder is not None and not (folder.is_dir() and os.access(folder, os.W_OK)):
             raise SettingsError(f"{option} {folder}: name a folder that exists and can be written")
-    return Training(
-        steps=options.steps,
-        simulated_steps=options.simulated_steps,
-        patience=options.patience,
-        window=options.window,
-    )
+    return settings_of(options, Training)
 
 
 def _warn_of_contradictions(sets: Sequence[Rollouts]) -> None:

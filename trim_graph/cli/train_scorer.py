@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trim_graph.config import TrimConfig
 from trim_graph.errors import SettingsError, TrimError, counted
+from trim_graph.training.settings import ScorerTraining
 
 from .common import Progress, chosen_config
-from .options import ScorerOptions
+from .options import ScorerOptions, settings_of
 from .terminal import Interrupted, need
 
 if TYPE_CHECKING:
-    from trim_graph.training.scorer import Heading, ScorerTraining, TrainedScorer
+    from trim_graph.training.scorer import Heading, TrainedScorer
 
 
 def run_train_scorer(options: ScorerOptions) -> None:
@@ -29,6 +29,7 @@ def run_train_scorer(options: ScorerOptions) -> None:
     need("cli,train", "torch", "transformers", "accelerate", "sklearn", "scipy", "safetensors")
     if options.tuning == "lora":
         need("cli,train", "peft")
+    training = settings_of(options, ScorerTraining)
     base = options.base or weights_of_small(chosen_config(options.config, {}))
     from transformers.utils import logging
 
@@ -39,7 +40,7 @@ def run_train_scorer(options: ScorerOptions) -> None:
     with _Phases() as phases:
         try:
             trained = train_scorer(
-                options.labels, base=base, out=options.out, training=_training(options), on_progress=phases
+                options.labels, base=base, out=options.out, training=training, on_progress=phases
             )
         except KeyboardInterrupt as error:
             kept = "" if options.tuning == "head" else f"; the same command resumes from {options.out}"
@@ -67,13 +68,6 @@ def weights_of_small(config: TrimConfig) -> str:
     if small.type == "vllm":
         return small.serve.weights or small.model
     return str(small.model)
-
-
-def _training(options: ScorerOptions) -> ScorerTraining:
-    from trim_graph.training.scorer import ScorerTraining
-
-    shared = {one.name for one in fields(ScorerTraining)} & {one.name for one in fields(options)}
-    return ScorerTraining(**{name: getattr(options, name) for name in shared})
 
 
 class _Phases(ExitStack):

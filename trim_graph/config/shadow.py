@@ -12,44 +12,30 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 from langchain_core.messages import AIMessage, BaseMessage
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, model_validator
 
 from trim_graph.budget import Quota
 from trim_graph.errors import SettingsError
 from trim_graph.policies import Policy, large_only, small_only
-from trim_graph.settings import ConfigSection
+from trim_graph.settings import ShadowSettings
 
 from .schema import placed_beside
 
 
-class ShadowSection(ConfigSection):
-    """Options of `trim_graph.Shadow`, which documents each.
+class ShadowSection(ShadowSettings):
+    """Options of `trim_graph.Shadow`.
 
     Attributes:
         answers: Model that answers alone.
         record: File of the records, ``.jsonl`` or ``.db``; relative to the configuration file.
-        rate: Share of the answers that are examined.
-        run_rate: Share of these that are routed from the beginning, with large calls.
-        budget: Limits of all these runs together.
-        text: Whether records hold texts; else digests.
-        capacity: Most answers that wait.
-        concurrency: Most answers examined at once.
-        timeout: Seconds after which the examination of an answer fails.
-        sampling_seed: Makes the sampling repeatable.
+        budget: Limits of all routed runs together.
         process: Whether `trim-graph serve` has the shadow compute in a process of its own
             (`trim_graph.shadow.ShadowProcess`), with models of its own.
     """
 
     answers: Literal["large", "small"]
     record: Annotated[Path, BeforeValidator(placed_beside)]
-    rate: float = Field(default=1.0, ge=0, le=1)
-    run_rate: float = Field(default=0.0, ge=0, le=1)
     budget: Quota | None = None
-    text: bool = False
-    capacity: int = Field(default=64, ge=1)
-    concurrency: int = Field(default=2, ge=1)
-    timeout: float = Field(default=300.0, gt=0, allow_inf_nan=False)
-    sampling_seed: int | None = None
     process: bool = False
 
     @model_validator(mode="after")

@@ -43,7 +43,7 @@ from trim_graph.budget.ledger import Ledger, MemoryLedger
 from trim_graph.budget.usage import LargeUsage, Usage, large_usage, total_cost, usage_delta, zero_usage
 from trim_graph.errors import InputError, SettingsError
 from trim_graph.policies.base import AnyPolicy
-from trim_graph.settings import TurnSettings
+from trim_graph.settings import ShadowKeywords, TurnSettings
 from trim_graph.state import Step
 
 from .allowance import Allowance
@@ -57,7 +57,7 @@ from .records import (
     error_of,
     text_of,
 )
-from .runner import TAGS, Agreement, awaited, new_record, same_answer
+from .runner import TAGS, Agreement, awaited, new_record, same_answer, split_settings
 from .worker import ShadowWorker, WorkerControl
 
 MOST_CARRIED = 1_000
@@ -98,6 +98,10 @@ class _JobState(TypedDict):
     job: Any
 
 
+class ShadowTurnSettings(TurnSettings[Never], ShadowKeywords, total=False):
+    """Keywords of `ShadowMiddleware` that are settings: of the shadow, and of a turn."""
+
+
 class ShadowMiddleware(AgentMiddleware[Any, Any, Any], WorkerControl):
     """Records what routing an agent's turns would have done; the agent itself runs as without it.
 
@@ -110,22 +114,18 @@ class ShadowMiddleware(AgentMiddleware[Any, Any, Any], WorkerControl):
         policy: Decides when the large model would write the turn.
         answers: Model that the agent answers with, ``large`` or ``small``.
         record: File of the records, or a sink.
-        rate: Share of the questions of which all turns are examined.
-        run_rate: Share of the rejected turns that the large model writes too, where the small one answers.
         shadow_budget: Limits of these calls together; needed if ``run_rate`` is above 0.
         ledger: Counts them.
-        text: Whether records hold texts and arguments of tool calls, besides digests.
         agreement: Compares the texts of two turns without tool calls. Turns with calls agree if they call the
             same tools with the same arguments.
-        capacity: Most turns that wait.
-        concurrency: Most turns examined at once.
-        timeout: Seconds after which the examination of a turn fails.
-        sampling_seed: Makes the sampling repeatable.
         budget: Hard limits on the large model in one question.
         prices: Price table.
         longest_result: Characters of a tool's result that the scorer sees.
         count_tokens: Returns the number of tokens of a text, for answers without usage.
-        **settings: Fields of `Settings`, as `TrimMiddleware` takes them.
+        **settings: Fields of `trim_graph.settings.ShadowSettings`, of turns in place of answers: ``rate`` is
+            the share of the questions of which all turns are examined, ``run_rate`` that of the rejected
+            turns that the large model writes too, where the small one answers, and ``text`` keeps arguments
+            of tool calls too. And fields of `Settings`, as `TrimMiddleware` takes them.
 
     Raises:
         SettingsError: A setting is wrong or missing; the message names it.
@@ -147,55 +147,41 @@ class ShadowMiddleware(AgentMiddleware[Any, Any, Any], WorkerControl):
         policy: AnyPolicy,
         answers: Application,
         record: str | Path | RecordSink,
-        rate: float = 1.0,
-        run_rate: float = 0.0,
         shadow_budget: Quota | None = None,
         ledger: Ledger | None = None,
-        text: bool = False,
         agreement: Agreement = same_answer,
-        capacity: int = 64,
-        concurrency: int = 2,
-        timeout: float = 300.0,
-        sampling_seed: int | None = None,
         budget: Budget | None = None,
         prices: Prices | None = None,
         longest_result: int = LONGEST_RESULT,
         count_tokens: CountTokens | None = None,
-        **settings: Unpack[TurnSettings[Never]],
+        **settings: Unpack[ShadowTurnSettings],
     ) -> None:
         super().__init__()
-        if answers not in ("large", "small"):
-            raise SettingsError(f"answers is {answers!r}: choose large or small, the agent's own model")
-        if not 0 <= run_rate <= 1:
-            raise SettingsError(f"run_rate is {run_rate:g}: choose a share from 0 to 1")
-        if run_rate and answers == "large":
+        if settings.get("run_rate") and answers == "large":
             raise SettingsError(
                 "run_rate has the large model write rejected turns, and here it writes every turn already: "
                 "leave it out"
             )
-        if run_rate and shadow_budget is None:
-            raise SettingsError(f"run_rate is {run_rate:g}: give shadow_budget=Quota(...), its limit")
+        own, others = split_settings(settings, answers, shadow_budget)
         if "quotas" in settings:
             raise SettingsError(
                 "quotas are the application's users': a shadow has a shadow_budget of its own"
             )
         self.answers: Application = answers
         other = as_chat_model("other", other)
-        self.other, self.text = other, text
-        self.rate, self.run_rate, self.priced = rate, run_rate, prices is not None
-        self._agreement, self._seed = agreement, sampling_seed
-        self._random = random.Random(sampling_seed)
-        shared: dict[str, Any] = {"policy": policy, "budget": budget, "prices": prices, **settings}
+        self.other, self.text = other, own.text
+        self.rate, self.run_rate, self.priced = own.rate, own.run_rate, prices is not None
+        self._agreement, self._seed = agreement, own.sampling_seed
+        self._random = random.Random(own.sampling_seed)
+        shared: dict[str, Any] = {"policy": policy, "budget": budget, "prices": prices, **others}
         shared |= {"longest_result": longest_result, "count_tokens": count_tokens}
         self._replayed = TrimMiddleware(_Replay(), scorer, **shared)
         self._real = TrimMiddleware(other, scorer, **shared) if answers == "small" else self._replayed
         self._allowance = None
         if shadow_budget is not None:
-            counting = ledger or MemoryLedger(reservation_s=2 * timeout)
+            counting = ledger or MemoryLedger(reservation_s=2 * own.timeout)
             self._allowance = Allowance(shadow_budget, counting, self._real.settings, steps=1)
-        self._worker = ShadowWorker(
-            record, rate=rate, capacity=capacity, concurrency=concurrency, timeout=timeout
-        )
+        self._worker = ShadowWorker(record, own)
         self._carried: OrderedDict[str, tuple[int, dict[str, Any]]] = OrderedDict()
         self._orders: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         # The steps of routing emit events, for which they must run in a node.

@@ -28,13 +28,15 @@ from langchain_core.messages import (
     messages_from_dict,
     messages_to_dict,
 )
+from typing_extensions import Unpack
 
 from trim_graph.budget import Quota
 from trim_graph.config import TrimConfig, make_config
 from trim_graph.errors import SettingsError, TrimError
+from trim_graph.settings import ShadowKeywords
 
 from .records import Application, RecordSink, error_of
-from .runner import ApplicationAnswer, Shadow, ShadowBase, new_record
+from .runner import ApplicationAnswer, Shadow, ShadowBase, new_record, split_settings
 from .worker import ShadowWorker
 
 LONGEST = 2**26
@@ -63,18 +65,12 @@ class ShadowProcess(ShadowBase):
             of one.
         answers: Model that the application answers with; this and the others are as in `Shadow`.
         record: File of the records, or a sink.
-        rate: Share of the application's answers that are examined.
-        run_rate: Share of these that are routed from the beginning.
         shadow_budget: Limits of all runs together.
         ledger: Spec of the ledger that counts them, as `trim_graph.open_ledger` takes it; default: the
             memory of the child.
-        text: Whether records hold texts.
         agreement: Function that compares two answers, as ``module:function``.
         grade: Function that says whether an answer is right, as ``module:function``.
-        capacity: Most answers that wait.
-        concurrency: Most answers examined at once.
-        timeout: Seconds after which the examination of an answer fails.
-        sampling_seed: Makes the sampling repeatable.
+        **settings: Fields of `trim_graph.settings.ShadowSettings`, which documents each.
 
     Raises:
         SettingsError: The configuration or an option is not valid.
@@ -92,41 +88,28 @@ class ShadowProcess(ShadowBase):
         *,
         answers: Application,
         record: str | Path | RecordSink,
-        rate: float = 1.0,
-        run_rate: float = 0.0,
         shadow_budget: Quota | None = None,
         ledger: str | None = None,
-        text: bool = False,
         agreement: str | None = None,
         grade: str | None = None,
-        capacity: int = 64,
-        concurrency: int = 2,
-        timeout: float = 300.0,
-        sampling_seed: int | None = None,
+        **settings: Unpack[ShadowKeywords],
     ) -> None:
-        self.answers, self.text = answers, text
+        own, others = split_settings(settings, answers, shadow_budget)
+        if others:
+            raise TypeError(f"ShadowProcess takes no keyword {', '.join(others)}")
+        self.answers, self.text = answers, own.text
         self._settings = {
             "config": _portable(config),
             "answers": answers,
-            "run_rate": run_rate,
             "shadow_budget": None if shadow_budget is None else shadow_budget.model_dump(mode="json"),
             "ledger": ledger,
-            "text": text,
             "agreement": agreement,
             "grade": grade,
-            "timeout": timeout,
-            "sampling_seed": sampling_seed,
+            "settings": own.model_dump(),
         }
         # Built here too, for its errors: weights are loaded at the first call, which is the child's.
         self.priced = _built({**self._settings, "ledger": None}).priced
-        self._worker = ShadowWorker(
-            record,
-            rate=rate,
-            capacity=capacity,
-            concurrency=concurrency,
-            timeout=timeout,
-            seed=sampling_seed,
-        )
+        self._worker = ShadowWorker(record, own)
         self._child: _Child | None = None
 
     @classmethod
@@ -243,9 +226,7 @@ class _Child:
 
 
 def _built(settings: dict[str, Any], ledger: Any = None) -> Shadow:
-    options: dict[str, Any] = {
-        name: settings[name] for name in ("answers", "run_rate", "text", "timeout", "sampling_seed")
-    }
+    options: dict[str, Any] = {"answers": settings["answers"], **settings["settings"]}
     if settings["shadow_budget"] is not None:
         options["shadow_budget"] = Quota.model_validate(settings["shadow_budget"])
     for name in ("agreement", "grade"):
@@ -302,7 +283,7 @@ async def _serve() -> None:
                 question["usage"],
                 question["seconds"],
             )
-            async with asyncio.timeout(settings["timeout"]):
+            async with asyncio.timeout(settings["settings"]["timeout"]):
                 record = await shadow._examine(given)
             out.write(json.dumps({"name": question["name"], "record": record}).encode() + b"\n")
 

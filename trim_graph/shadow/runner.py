@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, cast
 
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, convert_to_messages
 from langchain_core.runnables import Runnable
+from pydantic import ValidationError
 from typing_extensions import Unpack
 
 from trim_graph.adapters.base import AnyScorer, as_scorer
@@ -31,7 +32,15 @@ from trim_graph.policies.base import AnyPolicy, as_policy
 from trim_graph.routing.drafts import split_into_steps
 from trim_graph.routing.router import segmentation_of
 from trim_graph.segmentation import as_segmentation
-from trim_graph.settings import RunSettings, Settings, TrimContext, make_settings
+from trim_graph.settings import (
+    RunSettings,
+    Settings,
+    ShadowKeywords,
+    ShadowSettings,
+    TrimContext,
+    describe,
+    make_settings,
+)
 from trim_graph.state import Step, Summary
 
 from .allowance import Allowance
@@ -176,6 +185,10 @@ class ShadowBase(WorkerControl):
         return shadow_node(self, messages)
 
 
+class ShadowRunSettings(RunSettings, ShadowKeywords, total=False):
+    """Keywords of `Shadow` that are settings: of the shadow, and of its runs."""
+
+
 class Shadow(ShadowBase):
     """Records what routing would have done with an application's questions, beside the application.
 
@@ -190,23 +203,18 @@ class Shadow(ShadowBase):
         policy: Decides when the large model would write.
         answers: Model that the application answers with, ``large`` or ``small``.
         record: File of the records, ``.jsonl`` or ``.db``; or a sink with ``write`` and ``close``.
-        rate: Share of the application's answers that are examined.
-        run_rate: Share of these that are routed from the beginning, with large calls; along the others goes a
-            `trim_graph.shadow.walk.Walk`, which makes none.
         shadow_budget: Limits of all runs together; needed if ``run_rate`` is above 0. A run is made only if
             what it may use at most is left, so none is cut short; else a walk is made, counted as refused.
         ledger: Counts what the runs use, over processes and restarts; default: in this process only.
-        text: Whether records hold questions, answers and notes, besides their digests.
         agreement: Compares the application's answer with the routed one; a judge may be asynchronous.
         grade: Says whether an answer is right, if somebody knows.
-        capacity: Most answers that wait; further ones are dropped and counted.
-        concurrency: Most answers examined at once.
-        timeout: Seconds after which the examination of an answer fails.
-        sampling_seed: Makes the sampling repeatable.
         budget: Hard limits of one routed run, as in `create_trim_graph`.
         prices: Price table; without one records have no costs.
         count_tokens: Returns the number of tokens of a text, for answers without usage.
-        **settings: Fields of `Settings`, such as ``max_steps``.
+        **settings: Fields of `trim_graph.settings.ShadowSettings`, which documents each: ``rate``,
+            ``run_rate``, ``text``, ``capacity``, ``concurrency``, ``timeout``, ``sampling_seed``. Along the
+            answers that ``run_rate`` leaves out goes a `trim_graph.shadow.walk.Walk`, which makes no large
+            call. And fields of `Settings`, such as ``max_steps``.
 
     Raises:
         SettingsError: A setting is wrong or missing; the message names it.
@@ -229,43 +237,28 @@ class Shadow(ShadowBase):
         policy: AnyPolicy,
         answers: Application,
         record: str | Path | RecordSink,
-        rate: float = 1.0,
-        run_rate: float = 0.0,
         shadow_budget: Quota | None = None,
         ledger: Ledger | None = None,
-        text: bool = False,
         agreement: Agreement = same_answer,
         grade: Grade | None = None,
-        capacity: int = 64,
-        concurrency: int = 2,
-        timeout: float = 300.0,
-        sampling_seed: int | None = None,
         budget: Budget | None = None,
         prices: Prices | None = None,
         count_tokens: CountTokens | None = None,
-        **settings: Unpack[RunSettings],
+        **settings: Unpack[ShadowRunSettings],
     ) -> None:
-        if answers not in ("large", "small"):
-            raise SettingsError(f"answers is {answers!r}: choose large or small, the application's own model")
-        if not 0 <= run_rate <= 1:
-            raise SettingsError(f"run_rate is {run_rate:g}: choose a share from 0 to 1")
-        if run_rate and shadow_budget is None:
-            raise SettingsError(
-                f"run_rate is {run_rate:g}, so the shadow calls the large model, but shadow_budget sets no "
-                "limit: give a Quota, such as Quota(large_tokens=100_000)"
-            )
+        own, others = split_settings(settings, answers, shadow_budget)
         self.answers = answers
         small, large = as_chat_model("small", small), as_chat_model("large", large)
         self.policy = as_policy(policy)
-        self.settings = make_settings(budget, prices, settings)
+        self.settings = make_settings(budget, prices, others)
         _check_settings(self.settings)
         self.priced = prices is not None
-        self._own_segmentation = as_segmentation(settings.get("segmentation"))
+        self._own_segmentation = as_segmentation(others.get("segmentation"))
         shared: dict[str, Any] = {"budget": budget, "prices": prices, "count_tokens": count_tokens}
         self._graph = create_trim_graph(
-            small, large, scorer, policy=self.policy, name="trim-shadow", **shared, **settings
+            small, large, scorer, policy=self.policy, name="trim-shadow", **shared, **others
         )
-        drafting: dict[str, Any] = {**settings, "lookahead": False, "warm_large": False}
+        drafting: dict[str, Any] = {**others, "lookahead": False, "warm_large": False}
         drafting["on_small_error"] = "raise"
         # Without the large model: no answer of the policy small_only asks for one.
         self._drafts = create_trim_graph(
@@ -275,19 +268,12 @@ class Shadow(ShadowBase):
         self._count_tokens = count_tokens
         self._allowance = None
         if shadow_budget is not None:
-            counting = ledger or MemoryLedger(reservation_s=2 * timeout)
+            counting = ledger or MemoryLedger(reservation_s=2 * own.timeout)
             self._allowance = Allowance(shadow_budget, counting, self.settings, steps=self.settings.max_steps)
-        self.run_rate, self.text = run_rate, text
+        self.run_rate, self.text = own.run_rate, own.text
         self._agreement, self._grade = agreement, grade
-        self._random = random.Random(sampling_seed)
-        self._worker = ShadowWorker(
-            record,
-            rate=rate,
-            capacity=capacity,
-            concurrency=concurrency,
-            timeout=timeout,
-            seed=sampling_seed,
-        )
+        self._random = random.Random(own.sampling_seed)
+        self._worker = ShadowWorker(record, own)
 
     @classmethod
     def from_config(
@@ -582,6 +568,34 @@ def _share(large: int | None, answered: AnswerRecord, answers: Application) -> f
 async def awaited(given: bool | Awaitable[bool | None] | None) -> bool | None:
     """Returns a verdict, awaited if it is asynchronous."""
     return await given if inspect.isawaitable(given) else given
+
+
+def split_settings(
+    given: Mapping[str, Any], answers: str, shadow_budget: Quota | None
+) -> tuple[ShadowSettings, dict[str, Any]]:
+    """Returns the settings of a shadow, and the other keywords: settings of its runs.
+
+    Args:
+        given: Keywords.
+        answers: Model that the application answers with.
+        shadow_budget: Limits of all runs together.
+
+    Raises:
+        SettingsError: A setting of the shadow is wrong, or the runs have no limit.
+    """
+    if answers not in ("large", "small"):
+        raise SettingsError(f"answers is {answers!r}: choose large or small, the application's own model")
+    names = ShadowSettings.model_fields.keys()
+    try:
+        own = ShadowSettings.model_validate({name: given[name] for name in given.keys() & names})
+    except ValidationError as error:
+        raise SettingsError(describe(error)) from error
+    if own.run_rate and shadow_budget is None:
+        raise SettingsError(
+            f"run_rate is {own.run_rate:g}, so the shadow calls the large model, but shadow_budget sets no "
+            "limit: give a Quota, such as Quota(large_tokens=100_000)"
+        )
+    return own, {name: value for name, value in given.items() if name not in names}
 
 
 def _check_settings(settings: Settings) -> None:

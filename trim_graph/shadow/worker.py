@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from trim_graph.errors import SettingsError
+from trim_graph.settings import ShadowSettings
 
 from .records import RecordSink, open_sink
 
@@ -72,37 +72,16 @@ class ShadowWorker:
 
     Args:
         record: File of the records, or a sink.
-        rate: Share of the answers that become jobs, in [0, 1].
-        capacity: Most jobs that wait; further ones are dropped.
-        concurrency: Most jobs under way at once.
-        timeout: Seconds after which a job fails.
-        seed: Makes the sampling repeatable.
+        settings: Share of the answers that become jobs, and limits.
 
     Raises:
-        SettingsError: A number is out of its bound.
+        SettingsError: The file of the records is of no known kind, or cannot be written.
     """
 
-    def __init__(
-        self,
-        record: str | Path | RecordSink,
-        *,
-        rate: float = 1.0,
-        capacity: int = 64,
-        concurrency: int = 2,
-        timeout: float = 300.0,
-        seed: int | None = None,
-    ) -> None:
-        if not 0 <= rate <= 1:
-            raise SettingsError(f"rate is {rate:g}: choose a share of the answers from 0 to 1")
-        for name, value in (("capacity", capacity), ("concurrency", concurrency)):
-            if isinstance(value, bool) or value < 1:
-                raise SettingsError(f"{name} is {value!r}: choose 1 or more")
-        if not timeout > 0:
-            raise SettingsError(f"timeout is {timeout!r}: choose a number of seconds above 0")
+    def __init__(self, record: str | Path | RecordSink, settings: ShadowSettings) -> None:
         self.sink = open_sink(record) if isinstance(record, str | Path) else record
-        self.rate, self.capacity = rate, capacity
-        self.concurrency, self.timeout = concurrency, timeout
-        self._random = random.Random(seed)
+        self.settings = settings
+        self._random = random.Random(settings.sampling_seed)
         self.closed = False
         self._begin()
         # A weak reference: a shadow that nobody holds any more can be collected.
@@ -141,13 +120,13 @@ class ShadowWorker:
             counts = self._counts
             counts["seen"] += 1
             if drawn is None:
-                drawn = self.rate >= 1 or self._random.random() < self.rate
+                drawn = self._random.random() < self.settings.rate
             if job is None or not drawn:
                 counts["skipped"] += 1
                 counts["unsuitable"] += job is None
                 return False
             counts["submitted"] += 1
-            if self.closed or len(self._queue) >= self.capacity:
+            if self.closed or len(self._queue) >= self.settings.capacity:
                 counts["dropped"] += 1
                 return False
             counts["pending"] += 1
@@ -181,7 +160,7 @@ class ShadowWorker:
         EXAMINING.set(True)
         with self._changed:
             self._loop = asyncio.get_running_loop()
-            self._tasks = [asyncio.create_task(self._empty_queue()) for _ in range(self.concurrency)]
+            self._tasks = [asyncio.create_task(self._empty_queue()) for _ in range(self.settings.concurrency)]
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _empty_queue(self) -> None:
@@ -208,7 +187,7 @@ class ShadowWorker:
     async def _make(self, job: Job) -> str:
         """Makes and writes one record; returns how it is counted."""
         try:
-            async with asyncio.timeout(self.timeout):
+            async with asyncio.timeout(self.settings.timeout):
                 record = await job()
         except Exception as error:
             # Not with its message, which may repeat a text of the conversation.

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
@@ -25,35 +23,12 @@ from trim_graph.policies.pomdp import (
     step_tables,
 )
 
+from .settings import Terms as Terms
 from .simulator import ACCEPT, HANDOVER, REGENERATE, ObservationBatch
 from .step_model import RIGHT, SLIP, Ints, StepModel
 
 LEVELS = 32
 """Levels of the budget, zero and the whole included."""
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """Costs of decisions, and what a policy knows when it decides.
-
-    Attributes:
-        cost_per_token: Reward that a large token costs; `REWARD` is what a right solution gives.
-        cost_per_call: Reward that a call of the large model costs, whatever it writes.
-        cost_per_draft: Reward that a draft costs, its score included. Only a handover saves it.
-        knows_end: Whether the policy knows that the solution ends with the draft, as in the graph.
-        handover: Whether the large model may be given all that remains.
-    """
-
-    cost_per_token: float = 0.0
-    cost_per_call: float = 0.0
-    cost_per_draft: float = 0.0
-    knows_end: bool = True
-    handover: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("cost_per_token", "cost_per_call", "cost_per_draft"):
-            if not 0 <= getattr(self, name) < np.inf:
-                raise SettingsError(f"plan: {name} is {getattr(self, name)}; it must be 0 or more")
 
 
 def solve(

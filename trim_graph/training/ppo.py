@@ -24,7 +24,6 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from trim_graph.errors import SettingsError
 from trim_graph.policies.learned import EPSILON, SEQUENCE, LearnedPolicy, aggregate, sequence
 
 from .env import (
@@ -37,49 +36,10 @@ from .env import (
     sequence_extractor,
 )
 from .rollouts import Rollouts, evaluate_offline
+from .settings import Training as Training
 from .step_model import StepModel
 
 Kind = Literal["aggregate", "sequence"]
-
-
-@dataclass(frozen=True, slots=True)
-class Training:
-    """Hyperparameters of training.
-
-    Attributes:
-        simulated_steps: Most decisions on the simulator; 0 trains on rollouts alone.
-        steps: Most decisions on rollouts; 0 trains on the simulator alone.
-        rows: Questions side by side.
-        rollout: Decisions of each row between two updates.
-        batch: Decisions in a minibatch.
-        epochs: Passes over them.
-        learning_rate: Learning rate of Adam.
-        entropy: Weight of the entropy bonus.
-        every: Updates between two evaluations on the validation questions.
-        patience: Evaluations without an improvement after which a phase ends.
-        window: Most steps in the input of the sequence policy.
-        width: Width of its rows, or of the hidden layers of the aggregate policy.
-    """
-
-    simulated_steps: int = 100_000
-    steps: int = 200_000
-    rows: int = 64
-    rollout: int = 32
-    batch: int = 512
-    epochs: int = 8
-    learning_rate: float = 1e-3
-    entropy: float = 0.003
-    every: int = 4
-    patience: int = 10
-    window: int = 16
-    width: int = 32
-
-    def __post_init__(self) -> None:
-        for name in ("rows", "rollout", "batch", "epochs", "every", "patience", "window", "width"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"training: {name} is {getattr(self, name)}; choose 1 or more")
-        if max(self.steps, self.simulated_steps) < 1:
-            raise SettingsError("training: steps and simulated_steps are both 0; there is nothing to do")
 
 
 class Score(NamedTuple):

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,92 +31,19 @@ from trim_graph.adapters.prm.formats import TrimPRMFormat
 from trim_graph.adapters.prm.heads import load_base
 from trim_graph.adapters.prm.scorer_file import ScorerFile, Stacking
 from trim_graph.errors import InputError, SettingsError, is_context_full
-from trim_graph.evaluation.scorer_metrics import compiled_pattern
 
 from .scorer_card import Measured, calibration_steps, fit_platt, fit_stacking, measure, write_card
 from .scorer_data import LabelledSteps, Split, methods_of, read_label_files, split_by_question
+from .settings import ScorerTraining as ScorerTraining
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
 
-Tuning = Literal["head", "lora", "full"]
 LEARNING_RATES = {"lora": 1e-4, "full": 1e-5}
 UNFINISHED = "unfinished"
 """Folder of checkpoints within the scorer's, until it is finished."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScorerTraining:
-    """Settings of a training.
-
-    Raises:
-        SettingsError: One is out of its bounds.
-    """
-
-    tuning: Tuning = "head"
-    """``head``: the base is frozen. ``lora``: adapters on all its linear layers. ``full``: all weights."""
-    validation: float = 0.15
-    """Share of the questions for early stopping, calibration and the threshold."""
-    test: float = 0.15
-    """Share of the questions for the metrics of the model card. 0: they are measured on the validation
-    questions, and the card says so."""
-    epochs: float = 3.0
-    """Most passes over the training solutions, for ``lora`` and ``full``."""
-    learning_rate: float | None = None
-    """Peak; None: 1e-4 for ``lora``, 1e-5 for ``full``."""
-    batch_size: int = 8
-    """Solutions in a batch."""
-    patience: int = 3
-    """Evaluations in a row without improvement after which training ends."""
-    evaluations: int = 4
-    """Evaluations on the validation questions in an epoch."""
-    lora_rank: int = 16
-    """Rank of the adapters."""
-    gradient_checkpointing: bool = False
-    """Whether activations are computed again in the backward pass: less memory, more time."""
-    device: str = "auto"
-    """``cpu``, ``cuda``, ``cuda:1``, ..., or ``auto``: CUDA where there is one."""
-    dtype: str = "auto"
-    """``float32`` or ``bfloat16``; ``auto``: bfloat16 on CUDA, else float32."""
-    step_token: str | None = None
-    """The token after each step; None: the tokenizer's ``eos_token``."""
-    system_prompt: str | None = None
-    """First turn of the chat; None leaves it to the chat template."""
-    max_tokens: int | None = None
-    """Longest solution in tokens; None: what the base takes. Longer ones are left out and counted."""
-    calibrate_on: Literal["auto", "value", "label"] = "auto"
-    """Target of the calibration. ``auto``: the label where there is one, the value for the methods
-    ``advantage`` and ``agreement``, whose values are no probability that a step is right."""
-    token_probability: bool = True
-    """Whether scores are combined with the mean token probability of the small model's steps, if the labels
-    have it and it adds something. The small model must then report it wherever the scorer is used
-    (``logprobs: true``)."""
-    pattern: str | None = None
-    """Regular expression that finds the kind of a step, for AUC within a kind; None: operations in the
-    arithmetic world, else marks of mathematics."""
-    seed: int = 0
-    """Draws held-out questions, batches and adapters."""
-
-    def __post_init__(self) -> None:
-        for name in ("validation", "test"):
-            share = getattr(self, name)
-            if not 0 <= share < 1 or (name == "validation" and share == 0):
-                raise SettingsError(
-                    f"{name} is {share:g}: choose a share of the questions below 1, such as 0.15"
-                )
-        for name in ("batch_size", "patience", "evaluations", "lora_rank"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} is {getattr(self, name)}: choose 1 or more")
-        if not self.epochs > 0:
-            raise SettingsError(f"epochs is {self.epochs:g}: choose a number above 0")
-        if self.tuning not in ("head", "lora", "full"):
-            raise SettingsError(f"tuning is {self.tuning!r}: choose head, lora or full")
-        if self.dtype not in ("auto", "float32", "bfloat16"):
-            raise SettingsError(f"dtype is {self.dtype!r}: choose auto, float32 or bfloat16")
-        if self.pattern is not None:
-            compiled_pattern(self.pattern)
 
 
 class Encoded(NamedTuple):

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from trim_graph.budget import Writer
 from trim_graph.errors import SettingsError, TrimError
@@ -44,88 +44,7 @@ from .continuations import (
     prefixes,
 )
 from .judgements import Judgement, Judgements, JudgeSolutions, Reading
-
-Method = Literal["monte_carlo", "advantage", "agreement", "labelled"]
-METHODS: tuple[Method, ...] = ("monte_carlo", "advantage", "agreement", "labelled")
-Target = Literal["soft", "hard"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelSettings:
-    """Settings of `StepLabeller`.
-
-    Attributes:
-        method: How a step gets its target.
-        generators: Models whose rollouts are labelled.
-        rollouts: Rollouts of each question by each generator; equal ones are labelled once.
-        continuations: Most continuations of a prefix.
-        batch: Continuations of a prefix that are made at a time, before the rule looks again.
-        width: Continuations of a prefix end once Wilson's 95 % interval around the share that ends right is
-            no wider.
-        target: ``hard``: a step's target is 1.0 before the first lost one, 0.0 for that; ``soft``: the share
-            of continuations that end right. Hard ones trained the better scorer in the arithmetic world, and
-            do so after filtering in "Lessons" (arXiv 2501.07301).
-        tolerance: With ``hard``, this many steps before the first lost one keep the share: the search tends
-            to blame a step too late (SCAN, arXiv 2509.16548, where 2 was best).
-        reweight: Whether a share that is a target counts in relation to the question's own, by `reweighted`.
-        places: With ``advantage``, steps of each solution at which the large model writes, drawn at random.
-        min_confidence: Questions of which a smaller share of the small model's rollouts ends right are
-            dropped: their labels are mostly errors of the small model (SCAN, whose authors drop below
-            0.75). Questions of which none does are dropped in any case.
-        consensus: Whether solutions are dropped whose first lost step is another than the first one that the
-            judge disagrees with ("Lessons", arXiv 2501.07301).
-        agreement: The judge disagrees with a step below this probability.
-        seed: Draws the places.
-        concurrency: Most continuations under way at once.
-
-    Raises:
-        SettingsError: A number is out of its bound, or settings contradict each other.
-    """
-
-    method: Method = "monte_carlo"
-    generators: tuple[Writer, ...] = ("small",)
-    rollouts: int = 4
-    continuations: int = 8
-    batch: int = 4
-    width: float = 0.5
-    target: Target = "hard"
-    tolerance: int = 0
-    reweight: bool = True
-    places: int = 3
-    min_confidence: float = 0.0
-    consensus: bool = False
-    agreement: float = 0.5
-    seed: int = 0
-    concurrency: int = 64
-
-    def __post_init__(self) -> None:
-        for name in ("rollouts", "continuations", "batch", "places", "concurrency"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} is {getattr(self, name)}: choose 1 or more")
-        for name in ("width", "min_confidence", "agreement"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise SettingsError(f"{name} is {getattr(self, name):g}: choose a number from 0 to 1")
-        if self.method not in METHODS or self.method == "labelled":
-            raise SettingsError(
-                f"method is {self.method!r}: choose monte_carlo, advantage or agreement; files of labelled "
-                "solutions are read by read_labels"
-            )
-        if self.tolerance < 0 or (self.tolerance and self.target == "soft"):
-            raise SettingsError(
-                f"tolerance is {self.tolerance}, with target {self.target!r}: choose 0 or more, with hard"
-            )
-        if self.consensus and self.method == "agreement":
-            raise SettingsError("consensus compares another method with agreement: choose monte_carlo")
-
-    @property
-    def judged(self) -> bool:
-        """Whether a judge reads the solutions."""
-        return self.consensus or self.method == "agreement"
-
-    @property
-    def continued(self) -> bool:
-        """Whether the small model continues prefixes."""
-        return self.method != "agreement"
+from .settings import LabelSettings as LabelSettings
 
 
 class Phase(Protocol):
