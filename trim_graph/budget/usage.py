@@ -245,12 +245,17 @@ def unpriced_scorer(what: str) -> str:
     )
 
 
+def large_tokens(usage: Usage) -> int:
+    """Returns the tokens of the large model: generated, and charged for calls that reported no usage."""
+    return usage["large"]["output_tokens"] + usage["unaccounted_tokens"]
+
+
 def large_usage(usage: Usage, prices: Prices) -> LargeUsage:
     """Returns the usage of the large model, as limits count it."""
     large = usage["large"]
     known = prices.large.cost(large["input_tokens"], large["output_tokens"], large["cached_tokens"])
     return LargeUsage(
-        large_tokens=large["output_tokens"] + usage["unaccounted_tokens"],
+        large_tokens=large_tokens(usage),
         large_calls=large["calls"],
         large_cost=known + usage["unaccounted_cost"],
     )

@@ -32,7 +32,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple
 
 from trim_graph import process
-from trim_graph.budget.usage import Usage, Writer, add_usage
+from trim_graph.budget.usage import Usage, Writer, add_usage, large_tokens
 from trim_graph.errors import counted
 from trim_graph.routing.router import settings_of
 from trim_graph.runtime import CHECKPOINTER, Invocation, emit
@@ -193,8 +193,7 @@ def charge_interrupted_calls(
         update = _charged_with(state, lost, invocation)
         for call in lost:
             how = "was cut off by an error" if call.raised else "was made, but its result could not be stored"
-            tokens = call.used["large"]["output_tokens"] + call.used["unaccounted_tokens"]
-            notes.append(charge_note("large", how, tokens))
+            notes.append(charge_note("large", how, large_tokens(call.used)))
     in_flight = state.get("in_flight")
     if in_flight is not None and in_flight["process"] != process.NAME:
         tokens, prices = in_flight["max_tokens"], settings_of(state["run"]).prices
