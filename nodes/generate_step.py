@@ -11,7 +11,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 
 from trim_graph.adapters.responses import Reply, TokenCounter, read_entropy
 from trim_graph.budget.ledger import Ledger
-from trim_graph.budget.usage import Usage, Writer
+from trim_graph.budget.usage import Usage, Writer, add_usage
 from trim_graph.calls.interrupted import astored_calls, charge_interrupted_calls, stored_calls
 from trim_graph.calls.model_call import (
     StepCall,
@@ -185,6 +185,5 @@ def _without_step(call: StepCall, reply: Reply, usage: Usage, metadata: dict[str
 def _no_step(call: StepCall, usage: Usage, why: str) -> dict[str, Any]:
     writer = call.writer
     emit("failed", part=writer, error=why)
-    charged = Usage(**{**usage})
-    charged[writer] = {**usage[writer], "failed_calls": usage[writer]["failed_calls"] + 1}
+    charged = add_usage(usage, {writer: {"failed_calls": 1}})
     return {"failed": Failure(part=writer, error=why, no_step=True), "usage": charged}

@@ -14,7 +14,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import set_config_context
 
 from trim_graph.adapters.base import ScorableStep, Scorer, read_scores, scorable_step
-from trim_graph.budget.usage import Usage, attempts_of, charge_scorer
+from trim_graph.budget.usage import add_usage, attempts_of, charge_scorer
 from trim_graph.calls.model_call import error_has_fallback, failure, note_full, note_origin
 from trim_graph.calls.speculation import Speculation
 from trim_graph.errors import FailedAttempts, is_context_full
@@ -117,11 +117,11 @@ def _quiet(config: RunnableConfig) -> AbstractContextManager[Context]:
 
 def _unrated(state: TrimState, seconds: float) -> dict[str, Any]:
     """Returns the update that has the draft accepted without a score, as no time or context is left."""
-    request, before = state["request"], state["usage"]
+    request = state["request"]
     assert request is not None
     return {
         "request": StepRequest(**{**request, "needs_decision": False, "needs_score": False}),
-        "usage": Usage(**{**before, "seconds": before["seconds"] + seconds}),
+        "usage": add_usage(state["usage"], {"seconds": seconds}),
     }
 
 

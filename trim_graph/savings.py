@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
-from .budget.usage import Prices, StepWriter, Usage, lookahead_usage, total_cost, warming_usage
+from .budget.usage import Prices, StepWriter, Usage, large_tokens, lookahead_usage, total_cost, warming_usage
 from .errors import KnownFields
 
 SpentOn = Literal["large", "small", "scorer", "discarded", "prefill"]
@@ -124,10 +124,9 @@ def net_savings(
     spent = _spent(accepted, usage, prices if priced else None)
     total = sum(one["tokens"] for one in spent.values())
     read, written = estimate["read"], estimate["written"]
-    generated = usage["large"]["output_tokens"] + usage["unaccounted_tokens"]
     return Savings(
         tokens=None if read is None or written is None else _finite(read + written - total),
-        large_tokens=None if written is None else _finite(written - generated),
+        large_tokens=None if written is None else _finite(written - large_tokens(usage)),
         cost=_difference(estimate["cost"], total_cost(usage, prices)),
         seconds=_difference(estimate["seconds"], usage["seconds"]),
         large_alone=estimate,

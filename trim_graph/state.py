@@ -25,6 +25,22 @@ from .segmentation import Part
 SCHEMA_VERSION = 2
 """Version of the channels, stored in every run; a release that changes the channels increments it."""
 
+Stopped = Literal[
+    "finished",
+    "max_steps",
+    "max_tokens",
+    "length",
+    "loop",
+    "budget",
+    "deadline",
+    "recursion_limit",
+    "no_step",
+    "failed",
+    "human",
+    "middleware",
+]
+"""Reason that ended a run; `trim_graph.routing.explain.STOP_REASONS` has a sentence for each."""
+
 
 class Step(TypedDict):
     """One accepted step. It never changes; its score has a channel of its own."""
@@ -191,12 +207,8 @@ class Summary(TypedDict):
     """
 
     stopped: str
-    """``finished``, ``max_steps``, ``max_tokens``, ``length`` (the steps fill the context of the small model
-    or the scorer), ``loop`` (it repeated itself), ``budget``, ``deadline``, ``recursion_limit``, ``no_step``
-    (a model answered without a step, which ``notes`` explain), ``failed`` (no model was left to write the
-    next step),
-    ``human`` (who was asked, and ended it) or ``middleware`` (another middleware of an agent ended it); of a
-    `trim_graph.TrimChatModel` also ``stop_string``."""
+    """Reason that ended it: ``finished``, ``budget`` and so on, a key of
+    `trim_graph.routing.explain.STOP_REASONS`; of a `trim_graph.TrimChatModel` also ``stop_string``."""
     answer: str | None
     """Content of the last ``\\boxed{}``, if any."""
     steps: dict[StepWriter, int]
@@ -292,21 +304,7 @@ class TrimState(TrimInput, total=False):
     usage: Usage
     charged_call: str | None
     """Name of the last large call that ``usage`` includes."""
-    stopped: Literal[
-        "",
-        "finished",
-        "max_steps",
-        "max_tokens",
-        "length",
-        "loop",
-        "budget",
-        "deadline",
-        "recursion_limit",
-        "no_step",
-        "failed",
-        "human",
-        "middleware",
-    ]
+    stopped: Literal["", Stopped]
     notes: list[str]
     remaining_steps: RemainingSteps
     begin: bool

@@ -216,7 +216,9 @@ def _with_bases(kind: type) -> Iterator[type]:
                 yield from _with_bases(base)
         yield kind
     else:
-        yield from (one for one in reversed(kind.__mro__) if one.__module__.startswith("trim_graph"))
+        # A generic class with its types filled in has no source of its own.
+        named = (one for one in reversed(kind.__mro__) if "[" not in one.__name__)
+        yield from (one for one in named if one.__module__.startswith("trim_graph"))
 
 
 @cache

@@ -181,8 +181,9 @@ def events_page() -> str:
 
 
 def summary_page() -> str:
-    """Returns the page of the summary of a run, with the mappings within it, and of a step."""
+    """Returns the page of a summary with the mappings within it, of a step, and of the reasons to stop."""
     from trim_graph import Step, Summary
+    from trim_graph.routing.explain import STOP_REASONS
 
     return _page(
         "Summary",
@@ -191,6 +192,11 @@ def summary_page() -> str:
         *(
             f"## {kind.__name__}\n\n{summary_of(kind)}\n\n{_keys(keys_of(kind))}"
             for kind in (*mappings_in(Summary), Step)
+        ),
+        "## Reasons to stop\n\nOf a run, by the `stopped` of its summary.\n",
+        table(
+            ("reason", "meaning"),
+            ((f"`{name}`", sentence(reason.sentence)) for name, reason in STOP_REASONS.items()),
         ),
     )
 

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from trim_graph import SettingsError, TrimContext
 from trim_graph.adapters import ContinueByPrompt
 from trim_graph.budget import Budget, ModelPrice, Prices, Quota, RemainingBudget
-from trim_graph.budget.limits import grant
-from trim_graph.budget.usage import zero_usage
+from trim_graph.budget.limits import LargeLimits, grant
+from trim_graph.budget.usage import LargeUsage, zero_usage
 from trim_graph.errors import counted
 from trim_graph.policies import Policy, large_only, small_only
 from trim_graph.prompt_size import counts_itself, prompt_bound
@@ -97,6 +97,11 @@ def test_what_is_free_is_not_limited_by_cost():
 def test_cached_prompt_tokens_have_a_price_of_their_own():
     assert ModelPrice(input=10, cached_input=1).cost(100, 0, 90) == pytest.approx(190e-6)
     assert ModelPrice(input=10).cost(100, 0, 90) == pytest.approx(1000e-6)
+
+
+def test_what_is_counted_of_the_large_model_can_be_limited():
+    assert tuple(LargeLimits.model_fields) == LargeUsage._fields
+    assert RemainingBudget.__slots__ == (*LargeUsage._fields, "seconds")
 
 
 def test_what_is_left_is_never_negative():

@@ -8,13 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trim_graph.adapters.responses import Reply
 from trim_graph.budget import ModelPrice, Prices
 from trim_graph.budget.usage import (
     LargeUsage,
+    ScorerUsage,
     Usage,
+    WriterUsage,
     add_usage,
+    charge_answer,
     charge_attempts,
     charge_failed_call,
+    charge_in_full,
     charge_lost,
     charge_scorer,
     large_usage,
@@ -64,6 +69,7 @@ ATTEMPTS = st.builds(
     output_tokens=COUNTS,
     unknown=st.integers(0, 5),
 )
+REPLY = Reply("so", "eos", "", "a model", 9, 4, 8, None)
 WRITERS: Any = pytest.mark.parametrize("writer", ["small", "large"])
 
 
@@ -126,9 +132,14 @@ def test_a_charge_changes_no_usage_it_was_given_and_never_takes_away(writer, usa
         charge_attempts(usage, writer, attempts, **limits),
         charge_lost(usage, writer, attempts, **limits),
         charge_failed_call(usage, writer, ModelServerError("gone", begun=True), **limits),
+        charge_answer(usage, writer, REPLY, 1.5, overshoot=2),
+        charge_in_full(usage, **limits),
         charge_scorer(usage, 1.5, attempts, failed=True),
     ):
         assert usage == before
+        assert charged.keys() == usage.keys()
+        for part, kind in (("small", WriterUsage), ("large", WriterUsage), ("scorer", ScorerUsage)):
+            assert set(charged[part]) <= set(kind.__annotations__)  # type: ignore[literal-required]
         assert total_cost(charged, PRICES) >= total_cost(usage, PRICES)
         assert large_usage(charged, PRICES).large_tokens >= large_usage(usage, PRICES).large_tokens
 
@@ -206,6 +217,28 @@ def test_lost_attempts_are_charged_what_they_reported():
     limits: Any = {"max_tokens": 50, "prompt_tokens": 10, "prices": PRICES}
     charged = charge_lost(zero_usage(), "large", lost(input_tokens=9, output_tokens=8), **limits)
     assert (charged["large"]["input_tokens"], charged["large"]["output_tokens"]) == (9, 8)
+
+
+@WRITERS
+def test_an_answer_is_one_call_with_its_tokens_and_seconds(writer):
+    once = charge_answer(zero_usage(), writer, REPLY, 1.5, overshoot=2)
+    twice = charge_answer(once, writer, REPLY, 0.5)
+    assert (twice["seconds"], twice["overshoot_tokens"]) == (2.0, 2)
+    assert twice[writer] == {
+        "calls": 2,
+        "input_tokens": 18,
+        "output_tokens": 16,
+        "cached_tokens": 8,
+        "failed_attempts": 0,
+        "failed_calls": 0,
+        "seconds": 2.0,
+    }
+
+
+def test_a_call_of_which_nothing_is_known_is_charged_in_full():
+    charged = charge_in_full(zero_usage(), max_tokens=50, prompt_tokens=10, prices=PRICES)
+    assert large_usage(charged, PRICES) == LargeUsage(large_tokens=50, large_calls=1, large_cost=440.0)
+    assert (charged["unaccounted_tokens"], charged["large"]["failed_calls"]) == (50, 0)
 
 
 @WRITERS

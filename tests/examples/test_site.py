@@ -19,6 +19,7 @@ from trim_graph.examples.site.declared import fields_of, keys_of, type_name
 from trim_graph.examples.site.reference import PAGES_OF, pages
 from trim_graph.policies.parsing import PolicyConfig
 from trim_graph.savings import LargeAlone, Savings
+from trim_graph.state import Stopped
 
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "examples/site"
@@ -99,6 +100,11 @@ def test_each_event_has_its_keys(made):
 def test_each_field_of_the_summary_is_in_its_table(made, kind):
     found = {name for name, _ in rows(part(made["reference/summary.md"], kind.__name__))}
     assert found == set(kind.__annotations__)
+
+
+def test_each_reason_to_stop_is_in_the_reference(made):
+    found = {name for name, _ in rows(part(made["reference/summary.md"], "Reasons to stop"))}
+    assert found == set(get_args(Stopped))
 
 
 def commands(one, name):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 import pytest
 
@@ -24,9 +24,9 @@ from tests.routing.test_router import (
 from trim_graph.budget import Budget
 from trim_graph.policies import advantage, entropy_probe, large_only, small_only
 from trim_graph.routing import Router, RouterOptions
-from trim_graph.routing.explain import WHY_STOPPED
+from trim_graph.routing.explain import STOP_REASONS
 from trim_graph.routing.router import MAX_LARGE_FAILURES
-from trim_graph.state import TrimState
+from trim_graph.state import Stopped
 
 NO_BUDGET = Budget(large_calls=0)
 WANTED = "threshold(0.5) had the large model write the step again (score 0.2)"
@@ -273,9 +273,19 @@ def test_a_run_that_a_human_continues_with_the_small_model_says_so():
 # Everything
 
 
-def test_every_reason_to_stop_has_a_sentence():
-    reasons = set(get_args(get_type_hints(TrimState)["stopped"]))
-    assert reasons - {""} == set(WHY_STOPPED)
+def test_the_reasons_to_stop_are_those_of_the_state():
+    assert set(STOP_REASONS) == set(get_args(Stopped))
+
+
+@pytest.mark.parametrize("reason", STOP_REASONS)
+def test_every_reason_to_stop_has_a_sentence_for_an_agent(reason):
+    settings = {"max_steps": 3, "budget": {"seconds": 1.5}}
+    own = {
+        "max_steps": "its limit of 3 turns is reached",
+        "deadline": "its limit of 1.5 seconds is reached",
+        "failed": "no model could write the next turn",
+    }
+    assert STOP_REASONS[reason].to_agent(settings) == own.get(reason, STOP_REASONS[reason].sentence)
 
 
 @pytest.mark.parametrize("policy", [None, small_only(), large_only()], ids=["threshold", "small", "large"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import get_args, get_type_hints
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,9 +9,7 @@ from hypothesis import strategies as st
 from trim_graph import SettingsError
 from trim_graph.config import make_config
 from trim_graph.policies import large_only, small_only, threshold
-from trim_graph.routing.explain import WHY_STOPPED
 from trim_graph.routing.router import loop_in
-from trim_graph.state import TrimState
 
 AGAIN = "Let me look at the sum once more."
 OTHER = "It is not what was asked for."
@@ -144,8 +140,3 @@ def test_drafts_that_come_again_so_often_are_found_whatever_stands_before_them(b
     block = [f"step {number} of those that come again {text}" for number, text in enumerate(block)]
     assert loop_in(steps_of(*before, *block * (max_repeats + 1), part="reasoning"), max_repeats)
     assert loop_in(steps_of(*before, *block * max_repeats, part="reasoning"), max_repeats) is None
-
-
-def test_every_reason_to_stop_has_words():
-    reasons = set(get_args(get_type_hints(TrimState)["stopped"]))
-    assert reasons - {""} == set(WHY_STOPPED)

@@ -38,7 +38,7 @@ from trim_graph.prompt_size import turn_prompt_bound
 from trim_graph.run import begin_run
 from trim_graph.runtime import emit
 from trim_graph.settings import Settings, TurnSettings, context_of_call, make_settings, overridden
-from trim_graph.state import Run, TrimState, fresh_channels, reduce_state
+from trim_graph.state import Run, Stopped, TrimState, fresh_channels, reduce_state
 
 from .models import check_turn_model
 from .rendering import LONGEST_RESULT
@@ -329,7 +329,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         texts = {"trim_run": before["run"], "trim_steps": Overwrite(before["steps"])}
         return {**begun, **update_of(before, after), **texts, "trim": summary}
 
-    def _why_ended(self, routing: AgentRouting, messages: Sequence[BaseMessage]) -> tuple[str, list[str]]:
+    def _why_ended(self, routing: AgentRouting, messages: Sequence[BaseMessage]) -> tuple[Stopped, list[str]]:
         """Returns why the agent ended, and the notes on it."""
         raised = self._raised.pop(routing["run"]["id"], None)
         if routing["stopped"]:

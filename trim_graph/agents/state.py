@@ -15,6 +15,7 @@ from trim_graph.budget.reservations import Reservations
 from trim_graph.budget.usage import Usage, usage_delta
 from trim_graph.conversation import question_of
 from trim_graph.routing import RunView
+from trim_graph.routing.explain import STOP_REASONS
 from trim_graph.state import (
     Decisions,
     InFlight,
@@ -154,13 +155,7 @@ def summary_of(state: AgentRouting, before: Usage | None, ledger: Ledger | None)
 
 def stop_message(state: AgentRouting, summary: Summary) -> AIMessage:
     """Returns the message that ends an agent, with the reason."""
-    settings, reason = state["run"]["settings"], state["stopped"]
-    why = {
-        "max_steps": f"its limit of {settings['max_steps']} turns is reached",
-        "budget": "the budget leaves no further call of the large model",
-        "deadline": f"its limit of {settings['budget']['seconds']} seconds is reached",
-        "failed": "no model could write the next turn",
-    }[reason]
+    why = STOP_REASONS[state["stopped"]].to_agent(state["run"]["settings"])
     return AIMessage(
         f"Stopped before an answer was found: {why}.",
         response_metadata={"model_name": "trim-graph", "finish_reason": "length", "trim": summary},

@@ -209,11 +209,13 @@ def open_ledger(spec: str, *, reservation_s: float = RESERVATION_S) -> AbstractC
     raise SettingsError(f"ledger cannot be none: choose {LEDGERS}")
 
 
-_SQLITE_SPENT = ("large_tokens", "large_calls", "large_cost")
-_SQLITE_COLUMNS = {
-    "trim_accounts": ("account", *_SQLITE_SPENT),
-    "trim_reserved": ("account", "entry", *_SQLITE_SPENT),
+COLUMNS = {
+    "trim_accounts": ("account", *LargeUsage._fields),
+    "trim_reserved": ("account", "entry", *LargeUsage._fields),
 }
+"""Columns by table that a ledger in a database has, also one of an earlier release."""
+LISTED = ", ".join((*COLUMNS["trim_reserved"], "owner", "since", "expires"))
+"""Columns of a reservation, in the order of `Reservation`."""
 _SQLITE_TABLES = """
 CREATE TABLE IF NOT EXISTS trim_accounts (
     account TEXT PRIMARY KEY, large_tokens INTEGER, large_calls INTEGER, large_cost REAL);
@@ -223,7 +225,6 @@ CREATE TABLE IF NOT EXISTS trim_reserved (
 """
 _SQLITE_ADDED = {"owner": "TEXT", "since": "REAL", "expires": "REAL"}
 """Columns of ``trim_reserved`` that a ledger of an earlier release lacks."""
-_SQLITE_LISTED = "account, entry, large_tokens, large_calls, large_cost, owner, since, expires"
 _SQLITE_SUM = """
 SELECT COALESCE(SUM(large_tokens), 0), COALESCE(SUM(large_calls), 0), COALESCE(SUM(large_cost), 0.0) FROM (
     SELECT large_tokens, large_calls, large_cost FROM trim_accounts WHERE account = :account
@@ -245,7 +246,7 @@ class SqliteLedger:
 
     def __init__(self, path: str, reservation_s: float = RESERVATION_S) -> None:
         self._path, self._reservation_s = path, reservation_s
-        open_file("ledger", path, _SQLITE_COLUMNS, check=_unreadable)
+        open_file("ledger", path, COLUMNS, check=_unreadable)
         with errors_named("ledger", path), closing(self._connect()) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.executescript(_SQLITE_TABLES)
@@ -264,7 +265,7 @@ class SqliteLedger:
             if wanted is not None:
                 now = time.time()
                 connection.execute(
-                    f"INSERT INTO trim_reserved ({_SQLITE_LISTED}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    f"INSERT INTO trim_reserved ({LISTED}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                     (account, entry, *wanted, this_owner(), now, now + self._reservation_s),
                 )
             return wanted
@@ -293,7 +294,7 @@ class SqliteLedger:
         """Returns the open reservations; see `trim_graph.budget.ledger.Ledger`."""
         with errors_named("ledger", self._path), closing(self._connect()) as connection:
             rows = connection.execute(
-                f"SELECT {_SQLITE_LISTED} FROM trim_reserved WHERE ? IS NULL OR account = ? "
+                f"SELECT {LISTED} FROM trim_reserved WHERE ? IS NULL OR account = ? "
                 "ORDER BY since, account, entry",
                 (account, account),
             )
@@ -333,7 +334,7 @@ def _bring_up_to_date(connection: sqlite3.Connection) -> None:
 
 def _unreadable(connection: sqlite3.Connection) -> str:
     """Returns an error for an amount that is no number of at least 0, which SQLite sums as 0; else empty."""
-    for table in _SQLITE_COLUMNS:
+    for table in COLUMNS:
         if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
             continue
         row = connection.execute(

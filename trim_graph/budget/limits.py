@@ -4,29 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
-from pydantic_core import PydanticKnownError
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, field_validator, model_validator
 
 from trim_graph.errors import KnownFields
 
 from .usage import LargeUsage, Prices, Usage, large_usage
 
+Count = TypeVar("Count")
+Cost = TypeVar("Cost")
 
-class _LargeLimits(KnownFields):
-    """Limits on the large model, by the fields of `LargeUsage`; a field that is None sets no limit."""
+
+class LargeLimits(KnownFields, Generic[Count, Cost]):
+    """Limits on the large model, by the fields of `LargeUsage`; a field that is None sets no limit.
+
+    The types of counts and of cost say which numbers a limit takes.
+    """
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
-    large_tokens: int | None = Field(default=None, description="tokens the large model may generate")
-    large_calls: int | None = Field(default=None, description="calls of the large model")
-    large_cost: float | None = Field(
+    large_tokens: Count | None = Field(default=None, description="tokens the large model may generate")
+    large_calls: Count | None = Field(default=None, description="calls of the large model")
+    large_cost: Cost | None = Field(
         default=None, description="cost of the large model's calls, prompts included, by the price table"
     )
 
 
-class Budget(_LargeLimits):
+class Budget(LargeLimits[int, float]):
     """Hard limits of one run. A field that is None sets no limit.
 
     Before every call of the large model its ``max_tokens`` is cut to what is left. When nothing useful is
@@ -48,7 +53,7 @@ class Budget(_LargeLimits):
         description="when the large model may not be called any more: continue small, stop, or ask a human",
     )
 
-    @field_validator("large_tokens", "large_calls", "large_cost", "seconds")
+    @field_validator(*LargeUsage._fields, "seconds")
     @classmethod
     def _used_up(cls, limit: float | None) -> float | None:
         return limit if limit is None or limit > 0 else type(limit)(0)
@@ -66,15 +71,8 @@ class Budget(_LargeLimits):
         return RemainingBudget(**_rest(self, large_usage(usage, prices)), seconds=seconds)
 
 
-class Quota(_LargeLimits):
+class Quota(LargeLimits[NonNegativeInt, NonNegativeFloat]):
     """Limits of one account over all its runs. A field that is None sets no limit."""
-
-    @field_validator(*LargeUsage._fields)
-    @classmethod
-    def _not_negative(cls, limit: float | None) -> float | None:
-        if limit is not None and limit < 0:
-            raise PydanticKnownError("greater_than_equal", {"ge": 0})
-        return limit
 
     @model_validator(mode="after")
     def _limits_something(self) -> Quota:
@@ -135,7 +133,7 @@ class RemainingBudget:
         return RemainingBudget(**_rest(self, used), seconds=self.seconds)
 
 
-def _rest(limits: _LargeLimits | RemainingBudget, used: LargeUsage) -> dict[str, Any]:
+def _rest(limits: Budget | Quota | RemainingBudget, used: LargeUsage) -> dict[str, Any]:
     """Returns each limit of the large model minus its usage, at least 0; None without a limit."""
     rest = {}
     for name, amount in zip(LargeUsage._fields, used, strict=True):

@@ -12,11 +12,9 @@ from psycopg_pool import ConnectionPool
 
 from trim_graph.storage.postgres import errors_named, open_pool, refuse_foreign, setup_connection
 
-from .ledger import RESERVATION_S, DecideAmount, Reservation, this_owner
+from .ledger import COLUMNS, LISTED, RESERVATION_S, DecideAmount, Reservation, this_owner
 from .usage import LargeUsage
 
-_SPENT = ("large_tokens", "large_calls", "large_cost")
-_COLUMNS = {"trim_accounts": ("account", *_SPENT), "trim_reserved": ("account", "entry", *_SPENT)}
 _TABLES = """
 CREATE TABLE IF NOT EXISTS trim_accounts (
     account TEXT PRIMARY KEY, large_tokens BIGINT NOT NULL DEFAULT 0, large_calls BIGINT NOT NULL DEFAULT 0,
@@ -27,7 +25,6 @@ CREATE TABLE IF NOT EXISTS trim_reserved (
 """
 _ADDED = {"owner": "TEXT", "since": "DOUBLE PRECISION", "expires": "DOUBLE PRECISION"}
 """Columns of ``trim_reserved`` that a ledger of an earlier release lacks."""
-_LISTED = "account, entry, large_tokens, large_calls, large_cost, owner, since, expires"
 _SUM = """
 SELECT COALESCE(SUM(large_tokens), 0)::BIGINT AS large_tokens, COALESCE(SUM(large_calls), 0)::BIGINT
     AS large_calls, COALESCE(SUM(large_cost), 0) AS large_cost FROM (
@@ -73,7 +70,7 @@ class PostgresLedger:
             if wanted is not None:
                 now = time.time()
                 connection.execute(
-                    f"INSERT INTO trim_reserved ({_LISTED}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
+                    f"INSERT INTO trim_reserved ({LISTED}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
                     [account, entry, *wanted, this_owner(), now, now + self._reservation_s],
                 )
             return wanted
@@ -100,7 +97,7 @@ class PostgresLedger:
         """Returns the open reservations; see `trim_graph.budget.ledger.Ledger`."""
         with self._connection() as connection:
             rows = connection.execute(
-                f"SELECT {_LISTED} FROM trim_reserved "
+                f"SELECT {LISTED} FROM trim_reserved "
                 "WHERE %(account)s::TEXT IS NULL OR account = %(account)s "
                 "ORDER BY since NULLS FIRST, account, entry",
                 {"account": account},
@@ -140,7 +137,7 @@ def open_postgres_ledger(url: str, reservation_s: float = RESERVATION_S) -> Iter
         StorageError: The database holds other tables of these names.
     """
     with errors_named(url), setup_connection(url) as connection:
-        refuse_foreign(url, connection, _COLUMNS)
+        refuse_foreign(url, connection, COLUMNS)
         connection.execute(_TABLES, prepare=False)
         _bring_up_to_date(connection)
     with open_pool(url) as pool:

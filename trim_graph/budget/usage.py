@@ -9,6 +9,7 @@ from langchain_core.messages import AIMessage
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
+from trim_graph.adapters.responses import Reply
 from trim_graph.errors import FailedAttempts, KnownFields, may_have_generated
 
 Writer = Literal["small", "large"]
@@ -245,12 +246,17 @@ def unpriced_scorer(what: str) -> str:
     )
 
 
+def large_tokens(usage: Usage) -> int:
+    """Returns the tokens of the large model: generated, and charged for calls that reported no usage."""
+    return usage["large"]["output_tokens"] + usage["unaccounted_tokens"]
+
+
 def large_usage(usage: Usage, prices: Prices) -> LargeUsage:
     """Returns the usage of the large model, as limits count it."""
     large = usage["large"]
     known = prices.large.cost(large["input_tokens"], large["output_tokens"], large["cached_tokens"])
     return LargeUsage(
-        large_tokens=large["output_tokens"] + usage["unaccounted_tokens"],
+        large_tokens=large_tokens(usage),
         large_calls=large["calls"],
         large_cost=known + usage["unaccounted_cost"],
     )
@@ -331,16 +337,22 @@ def usage_delta(before: Usage, now: Usage) -> Usage:
     return cast(Usage, delta)
 
 
-def add_usage(usage: Usage, more: Usage) -> Usage:
-    """Returns the sum of a usage and a difference that `usage_delta` returned."""
-    total: dict[str, Any] = dict(usage)
-    for name, added in more.items():
-        if isinstance(added, dict):
-            known = total.get(name, {})
-            total[name] = known | {key: known.get(key, 0) + amount for key, amount in added.items()}
+def add_usage(usage: Usage, more: Mapping[str, Any]) -> Usage:
+    """Returns the sum of a usage and a difference, field by field; an absent field counts as 0.
+
+    Args:
+        usage: A usage; not changed.
+        more: What `usage_delta` returned, or only some fields: ``{"large": {"calls": 1}, "seconds": 0.5}``.
+    """
+    total: Any = dict(usage)
+    for name in more:
+        amount = more[name]
+        if type(amount) is dict:
+            total[name] = add_usage(total.get(name, {}), amount)
         else:
-            total[name] = total.get(name, 0) + added
-    return cast(Usage, total)
+            total[name] = total[name] + amount if name in total else amount
+    added: Usage = total
+    return added
 
 
 def read_attempts(metadata: dict[str, Any]) -> FailedAttempts | None:
@@ -387,16 +399,49 @@ def attempts_of_answer(answer: AIMessage) -> FailedAttempts:
     )
 
 
+def charge_answer(usage: Usage, writer: Writer, reply: Reply, seconds: float, *, overshoot: int = 0) -> Usage:
+    """Returns the usage with an answered call, the reported tokens of failed attempts before it included.
+
+    Args:
+        usage: Usage before the call.
+        writer: The model that was called.
+        reply: The answer.
+        seconds: Duration of the call.
+        overshoot: Tokens of the large model beyond its grant.
+    """
+    called = {
+        "calls": 1,
+        "input_tokens": reply.input_tokens,
+        "output_tokens": reply.output_tokens,
+        "cached_tokens": reply.cached_tokens,
+        "seconds": seconds,
+    }
+    return add_usage(usage, {writer: called, "overshoot_tokens": overshoot, "seconds": seconds})
+
+
+def charge_in_full(usage: Usage, *, max_tokens: int, prompt_tokens: int, prices: Prices) -> Usage:
+    """Returns the usage with a call of the large model about which nothing is known but its limits.
+
+    Args:
+        usage: Usage before the call.
+        max_tokens: Tokens that the call was granted.
+        prompt_tokens: Size of its prompt in tokens, or an upper bound.
+        prices: Price table of the run.
+    """
+    cost = prices.large.cost(prompt_tokens, max_tokens)
+    return add_usage(
+        usage, {"large": {"calls": 1}, "unaccounted_tokens": max_tokens, "unaccounted_cost": cost}
+    )
+
+
 def charge_failed_call(
     usage: Usage, writer: Writer, error: BaseException, *, max_tokens: int, prompt_tokens: int, prices: Prices
 ) -> Usage:
     """Returns the usage with a call whose attempts all failed."""
-    before = usage[writer]
-    charged = Usage(**{**usage})
-    charged[writer] = {**before, "calls": before["calls"] + 1, "failed_calls": before["failed_calls"] + 1}
+    failed = add_usage(usage, {writer: {"calls": 1, "failed_calls": 1}})
     lost = attempts_of(error)
     return charge_lost(
-        charged, writer, lost, max_tokens=max_tokens, prompt_tokens=prompt_tokens, prices=prices
+        failed, writer, lost, max_tokens=max_tokens, prompt_tokens=prompt_tokens, prices=prices
     )
 
 
@@ -410,15 +455,14 @@ def charge_lost(
     prices: Prices,
 ) -> Usage:
     """Returns the usage with failed attempts that no answer followed, their reported tokens included."""
-    before = usage[writer]
-    charged = Usage(**{**usage})
-    charged[writer] = {
-        **before,
-        "input_tokens": before["input_tokens"] + lost["input_tokens"],
-        "output_tokens": before["output_tokens"] + lost["output_tokens"],
-    }
+    reported = {"input_tokens": lost["input_tokens"], "output_tokens": lost["output_tokens"]}
     return charge_attempts(
-        charged, writer, lost, max_tokens=max_tokens, prompt_tokens=prompt_tokens, prices=prices
+        add_usage(usage, {writer: reported}),
+        writer,
+        lost,
+        max_tokens=max_tokens,
+        prompt_tokens=prompt_tokens,
+        prices=prices,
     )
 
 
@@ -441,23 +485,16 @@ def charge_attempts(
         prompt_tokens: Size of the prompt in tokens, or an upper bound.
         prices: Price table of the run.
     """
-    charged = Usage(**{**usage})
-    charged[writer] = {**usage[writer], "failed_attempts": usage[writer]["failed_attempts"] + lost["count"]}
-    tokens = lost.get("unknown_tokens", lost["unknown"] * max_tokens)
+    tokens, read = lost.get("unknown_tokens", lost["unknown"] * max_tokens), lost["unknown"] * prompt_tokens
+    more: dict[str, Any] = {writer: {"failed_attempts": lost["count"]}}
     if writer == "small" and lost["unknown"]:
-        small = charged["small"]
-        charged["small"] = {
-            **small,
-            "input_tokens": small["input_tokens"] + lost["unknown"] * prompt_tokens,
-            "output_tokens": small["output_tokens"] + tokens,
-            "unaccounted_tokens": small.get("unaccounted_tokens", 0) + tokens,
-        }
+        more["small"] |= {"input_tokens": read, "output_tokens": tokens, "unaccounted_tokens": tokens}
     if writer == "large":
         beyond = max(0, lost["output_tokens"] - lost["count"] * max_tokens)
-        charged["overshoot_tokens"] += lost.get("overshoot_tokens", beyond)
-        charged["unaccounted_tokens"] += tokens
-        charged["unaccounted_cost"] += prices.large.cost(lost["unknown"] * prompt_tokens, tokens)
-    return charged
+        more["overshoot_tokens"] = lost.get("overshoot_tokens", beyond)
+        more["unaccounted_tokens"] = tokens
+        more["unaccounted_cost"] = prices.large.cost(read, tokens)
+    return add_usage(usage, more)
 
 
 def charge_scorer(usage: Usage, seconds: float, used: FailedAttempts, *, failed: bool) -> Usage:
@@ -469,14 +506,12 @@ def charge_scorer(usage: Usage, seconds: float, used: FailedAttempts, *, failed:
         used: Tokens of the call, and its failed attempts.
         failed: Whether all attempts of the call failed.
     """
-    before = usage["scorer"]
-    charged = Usage(**{**usage, "seconds": usage["seconds"] + seconds})
-    charged["scorer"] = ScorerUsage(
-        calls=before["calls"] + 1,
-        input_tokens=before["input_tokens"] + used["input_tokens"],
-        output_tokens=before.get("output_tokens", 0) + used["output_tokens"],
-        failed_attempts=before["failed_attempts"] + used["count"],
-        failed_calls=before["failed_calls"] + failed,
-        seconds=before.get("seconds", 0.0) + seconds,
+    scored = ScorerUsage(
+        calls=1,
+        input_tokens=used["input_tokens"],
+        output_tokens=used["output_tokens"],
+        failed_attempts=used["count"],
+        failed_calls=int(failed),
+        seconds=seconds,
     )
-    return charged
+    return add_usage(usage, {"scorer": scored, "seconds": seconds})

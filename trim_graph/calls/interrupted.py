@@ -32,7 +32,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple
 
 from trim_graph import process
-from trim_graph.budget.usage import Usage, Writer, add_usage
+from trim_graph.budget.usage import Usage, Writer, add_usage, charge_in_full, large_tokens
 from trim_graph.errors import counted
 from trim_graph.routing.router import settings_of
 from trim_graph.runtime import CHECKPOINTER, Invocation, emit
@@ -193,16 +193,16 @@ def charge_interrupted_calls(
         update = _charged_with(state, lost, invocation)
         for call in lost:
             how = "was cut off by an error" if call.raised else "was made, but its result could not be stored"
-            tokens = call.used["large"]["output_tokens"] + call.used["unaccounted_tokens"]
-            notes.append(charge_note("large", how, tokens))
+            notes.append(charge_note("large", how, large_tokens(call.used)))
     in_flight = state.get("in_flight")
     if in_flight is not None and in_flight["process"] != process.NAME:
         tokens, prices = in_flight["max_tokens"], settings_of(state["run"]).prices
-        usage: Usage = update.get("usage", state["usage"])
-        charged = Usage(**{**usage, "large": {**usage["large"], "calls": usage["large"]["calls"] + 1}})
-        charged["unaccounted_tokens"] += tokens
-        charged["unaccounted_cost"] += prices.large.cost(in_flight["prompt_tokens"], tokens)
-        update["usage"] = charged
+        update["usage"] = charge_in_full(
+            update.get("usage", state["usage"]),
+            max_tokens=tokens,
+            prompt_tokens=in_flight["prompt_tokens"],
+            prices=prices,
+        )
         notes.append(charge_note("large", "was cut off by a crash", tokens))
     for note in notes:
         emit("note", text=note)

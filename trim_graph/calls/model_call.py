@@ -28,8 +28,10 @@ from trim_graph.budget.reservations import CallReservation
 from trim_graph.budget.usage import (
     Usage,
     Writer,
+    add_usage,
     attempts_of,
     attempts_of_answer,
+    charge_answer,
     charge_attempts,
     charge_failed_call,
     charge_lost,
@@ -496,7 +498,7 @@ def with_reservation(call: Call, ledger: Ledger | None, ask: Callable[[Any], Upd
     try:
         update = ask(call)
     except BaseException as error:
-        reservation.settle(call.usage, usage_of_raised(call, error))
+        reservation.settle(call.usage, usage_of_failed(call, error))
         raise
     return add_note(call, update, reservation.settle(call.usage, update["usage"]))
 
@@ -515,7 +517,7 @@ async def awith_reservation(
     try:
         update = await ask(call)
     except BaseException as error:
-        await reservation.asettle(call.usage, usage_of_raised(call, error))
+        await reservation.asettle(call.usage, usage_of_failed(call, error))
         raise
     return add_note(call, update, await reservation.asettle(call.usage, update["usage"]))
 
@@ -634,9 +636,8 @@ def record_on_abort(call: Call) -> Iterator[None]:
         raise
     except BaseException as error:
         if call.writer == "large":
-            usage = usage_of_raised(call, error)
             # The caller sees the error and may retry, so it does not count towards giving the model up.
-            usage["large"] = {**usage["large"], "failed_calls": call.usage["large"]["failed_calls"]}
+            usage = add_usage(usage_of_failed(call, error), {"large": {"failed_calls": -1}})
             _remember(call, usage, raised=True)
         raise
 
@@ -674,57 +675,43 @@ def _remember(call: Call, usage: Usage, *, raised: bool) -> None:
 
 def usage_with_reply(call: Call, reply: Reply, metadata: dict[str, Any], seconds: float) -> Usage:
     """Does the same as `charge_reply`, and emits ``retried`` if attempts have failed before the answer."""
-    if (lost := read_attempts(metadata)) is not None:
-        emit("retried", part=call.writer, attempts=lost["count"])
-    return charge_reply(call, reply, lost, seconds)
+    usage, writer = charge_reply(call, reply, metadata, seconds), call.writer
+    if failed := usage[writer]["failed_attempts"] - call.usage[writer]["failed_attempts"]:
+        emit("retried", part=writer, attempts=failed)
+    return usage
 
 
-def charge_reply(call: Call, reply: Reply, lost: FailedAttempts | None, seconds: float) -> Usage:
+def charge_reply(call: Call, reply: Reply, metadata: dict[str, Any], seconds: float) -> Usage:
     """Returns the run's usage with an answer's tokens and seconds, and those of failed attempts before it."""
-    writer = call.writer
-    before = call.usage[writer]
-    usage = _later(call, seconds)
-    usage[writer] = {
-        **before,
-        "calls": before["calls"] + 1,
-        "input_tokens": before["input_tokens"] + reply.input_tokens,
-        "output_tokens": before["output_tokens"] + reply.output_tokens,
-        "cached_tokens": before["cached_tokens"] + reply.cached_tokens,
-        "seconds": before.get("seconds", 0.0) + seconds,
-    }
+    lost = read_attempts(metadata)
+    beyond = 0
+    if call.writer == "large":
+        written = reply.output_tokens - (lost["output_tokens"] if lost else 0)
+        beyond = max(0, written - (call.retry.max_tokens if call.retry else call.request["max_tokens"]))
+    usage = charge_answer(call.usage, call.writer, reply, seconds, overshoot=beyond)
     if not call.solution or not (call.request["partial_text"] or any(s["tokens"] for s in call.view.steps)):
         usage["prompt"] = count_prompt_once(
             call.usage.get("prompt"),
-            writer,
+            call.writer,
             0 if call.solution else len(call.view.steps),
             input_tokens=reply.input_tokens - (lost["input_tokens"] if lost else 0),
             cached_tokens=reply.cached_tokens,
         )
-    if writer == "large":
-        written = reply.output_tokens - (lost["output_tokens"] if lost else 0)
-        most = call.retry.max_tokens if call.retry else call.request["max_tokens"]
-        usage["overshoot_tokens"] += max(0, written - most)
-    return usage if lost is None else charge_attempts(usage, writer, lost, **call.unreported())
+    return usage if lost is None else charge_attempts(usage, call.writer, lost, **call.unreported())
 
 
-def usage_of_raised(call: Call, error: BaseException) -> Usage:
-    """Returns the run's usage with a call whose error leaves the node; a cancelled call counts in full."""
-    return charge_failed_call(call.usage, call.writer, error, **call.unreported())
+def usage_of_failed(call: Call, error: BaseException, seconds: float = 0.0) -> Usage:
+    """Returns the run's usage with a call that has failed; a cancelled call counts in full."""
+    later = add_usage(call.usage, {"seconds": seconds})
+    return charge_failed_call(later, call.writer, error, **call.unreported())
 
 
 def usage_before_fallback(call: Call, error: Exception, seconds: float) -> Usage | None:
     """Returns the run's usage with a failed call before a fallback is called; None if none may be called."""
     if isinstance(error, NEVER_CAUGHT) or (call.limit is not None and seconds >= call.limit):
         return None
-    writer = call.writer
-    usage = charge_failed_call(_later(call, seconds), writer, error, **call.unreported())
     # The writer has failed only after its last fallback.
-    usage[writer] = {**usage[writer], "failed_calls": call.usage[writer]["failed_calls"]}
-    return usage
-
-
-def _later(call: Call, seconds: float) -> Usage:
-    return Usage(**{**call.usage, "seconds": call.usage["seconds"] + seconds})
+    return add_usage(usage_of_failed(call, error, seconds), {call.writer: {"failed_calls": -1}})
 
 
 # When there is no answer
@@ -780,7 +767,7 @@ def handle_call_error(call: Call, error: Exception, seconds: float) -> Update:
             note_origin(error, writer, call.model, call.view, solution=call.solution)
             raise error
         notes = note_full(call.notes, f"{writer} model")
-        usage = _later(call, seconds)
+        usage = add_usage(call.usage, {"seconds": seconds})
         return {"usage": usage, "draft": None, "in_flight": None, "stopped": "length", "notes": notes}
     failed = failure(error, writer, context_full=full)
     notes = call.notes
@@ -788,7 +775,7 @@ def handle_call_error(call: Call, error: Exception, seconds: float) -> Update:
         notes = with_notes(call, [f"the {writer} model failed: {failed['error']}"])
         failed["exhausted_limit"] = limit
     return {
-        "usage": charge_failed_call(_later(call, seconds), writer, error, **call.unreported()),
+        "usage": usage_of_failed(call, error, seconds),
         "draft": None,
         "in_flight": None,
         "failed": failed,
@@ -798,8 +785,8 @@ def handle_call_error(call: Call, error: Exception, seconds: float) -> Update:
 
 def _timed_out(call: Call, error: Exception, seconds: float) -> Update:
     """Charges a writer that did not answer in time for what it may have generated."""
-    usage, writer = _later(call, seconds), call.writer
-    usage[writer] = {**usage[writer], "calls": usage[writer]["calls"] + 1}
+    writer = call.writer
+    usage = add_usage(call.usage, {writer: {"calls": 1}, "seconds": seconds})
     usage = charge_lost(usage, writer, attempts_of(error), **call.unreported())
     tokens = unreported_tokens(usage, writer) - unreported_tokens(call.usage, writer)
     note = charge_note(writer, "was cut off by the limit on seconds", tokens)

@@ -11,7 +11,7 @@ import asyncio
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,9 +24,10 @@ from trim_graph.budget.usage import (
     LookaheadUsage,
     Usage,
     WriterUsage,
+    add_usage,
     attempts_of,
-    lookahead_usage,
     read_attempts,
+    zero_usage,
 )
 from trim_graph.policies import Policy
 from trim_graph.routing import Action, Generate, Router, RunView
@@ -66,23 +67,36 @@ class StopSignal:
         return self.now or (self.inner is not None and self.inner(text))
 
 
-@dataclass(kw_only=True)
-class DiscardedUsage:
-    """Usage of speculative calls that were not taken."""
+def _discarded(
+    *,
+    calls: int = 1,
+    input_tokens: int = 0,
+    cached_tokens: int = 0,
+    output_tokens: int = 0,
+    failed_attempts: int = 0,
+    failed_calls: int = 0,
+    unaccounted_tokens: int = 0,
+) -> dict[str, Any]:
+    """Returns what a speculative call that was not taken adds to the usage of its run.
 
-    calls: int = 0
-    input_tokens: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
-    failed_attempts: int = 0
-    failed_calls: int = 0
-    unaccounted_tokens: int = 0
-    """``max_tokens`` of each call that reported no tokens."""
-
-    def __add__(self, other: DiscardedUsage) -> DiscardedUsage:
-        """Returns the sum, field by field."""
-        one, two = asdict(self), asdict(other)
-        return DiscardedUsage(**{name: one[name] + two[name] for name in one})
+    Nobody waited for it, so no duration is known.
+    """
+    small = WriterUsage(
+        calls=calls,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        cached_tokens=cached_tokens,
+        failed_attempts=failed_attempts,
+        failed_calls=failed_calls,
+    )
+    lookahead = LookaheadUsage(
+        taken=0,
+        discarded=calls,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        unaccounted_tokens=unaccounted_tokens,
+    )
+    return {"small": small, "lookahead": lookahead}
 
 
 @dataclass(eq=False, kw_only=True)
@@ -106,14 +120,14 @@ class SpeculativeCall:
         self.begun = True
         return await ask()
 
-    def used(self, task: asyncio.Task[Any]) -> DiscardedUsage:
+    def used(self, task: asyncio.Task[Any]) -> dict[str, Any]:
         """Returns the usage of the call once it has ended.
 
         Args:
             task: The ended task.
         """
         if not self.begun:
-            return DiscardedUsage()
+            return _discarded(calls=0)
         if task.cancelled():
             # Before its first text, a model that takes ``stop_when`` has generated nothing.
             known = self.stop_signal is not None and not self.stop_signal.begun
@@ -121,13 +135,12 @@ class SpeculativeCall:
         error = task.exception()
         return self._answered(task.result()) if error is None else self._failed(error)
 
-    def _unreported(self, tokens: int) -> DiscardedUsage:
-        return DiscardedUsage(calls=1, input_tokens=self.prompt_tokens, unaccounted_tokens=tokens)
+    def _unreported(self, tokens: int) -> dict[str, Any]:
+        return _discarded(input_tokens=self.prompt_tokens, unaccounted_tokens=tokens)
 
-    def _failed(self, error: BaseException) -> DiscardedUsage:
+    def _failed(self, error: BaseException) -> dict[str, Any]:
         lost = attempts_of(error)
-        return DiscardedUsage(
-            calls=1,
+        return _discarded(
             input_tokens=lost["input_tokens"],
             output_tokens=lost["output_tokens"],
             failed_attempts=lost["count"],
@@ -135,13 +148,12 @@ class SpeculativeCall:
             unaccounted_tokens=lost["unknown"] * self.max_tokens,
         )
 
-    def _answered(self, message: Any) -> DiscardedUsage:
+    def _answered(self, message: Any) -> dict[str, Any]:
         usage = message.usage_metadata if isinstance(message, AIMessage) else None
         if usage is None:
             return self._unreported(self.max_tokens)
         lost = read_attempts(message.response_metadata)
-        return DiscardedUsage(
-            calls=1,
+        return _discarded(
             input_tokens=usage["input_tokens"],
             cached_tokens=usage.get("input_token_details", {}).get("cache_read", 0) or 0,
             output_tokens=usage["output_tokens"],
@@ -157,16 +169,15 @@ class UnsettledUsage:
     """
 
     def __init__(self) -> None:
-        self._runs: OrderedDict[str, DiscardedUsage] = OrderedDict()
+        self._runs: OrderedDict[str, Usage] = OrderedDict()
 
-    def add(self, run: str, discarded: DiscardedUsage) -> None:
+    def add(self, run: str, discarded: dict[str, Any]) -> None:
         """Adds discarded usage to a run."""
-        known = self._runs.pop(run, None)
-        self._runs[run] = discarded if known is None else known + discarded
+        self._runs[run] = add_usage(self._runs.pop(run, zero_usage()), discarded)
         while len(self._runs) > _KEPT:
             self._runs.popitem(last=False)
 
-    def take(self, run: str) -> DiscardedUsage | None:
+    def take(self, run: str) -> Usage | None:
         """Removes and returns the unsettled usage of a run; None if there is none."""
         return self._runs.pop(run, None)
 
@@ -370,7 +381,7 @@ class Speculation:
     def settle(self, state: TrimState) -> Usage | None:
         """Returns the run's usage with discarded calls that have ended; None if none has."""
         discarded = self._unsettled.take(state["run"]["id"])
-        return None if discarded is None else _with_discarded(state["usage"], discarded)
+        return None if discarded is None else add_usage(state["usage"], discarded)
 
 
 def slot_of(invocation: Invocation | None) -> SpeculationSlot | None:
@@ -379,32 +390,10 @@ def slot_of(invocation: Invocation | None) -> SpeculationSlot | None:
     return found if isinstance(found, SpeculationSlot) else None
 
 
-def _with_discarded(usage: Usage, discarded: DiscardedUsage) -> Usage:
-    """Returns the usage with discarded calls."""
-    before, lookahead = usage["small"], lookahead_usage(usage)
-    small: WriterUsage = {  # its seconds stay: of a call that nobody waits for no duration is known
-        **before,
-        "calls": before["calls"] + discarded.calls,
-        "input_tokens": before["input_tokens"] + discarded.input_tokens,
-        "output_tokens": before["output_tokens"] + discarded.output_tokens,
-        "cached_tokens": before["cached_tokens"] + discarded.cached_tokens,
-        "failed_attempts": before["failed_attempts"] + discarded.failed_attempts,
-        "failed_calls": before["failed_calls"] + discarded.failed_calls,
-    }
-    lookahead = LookaheadUsage(
-        taken=lookahead["taken"],
-        discarded=lookahead["discarded"] + discarded.calls,
-        input_tokens=lookahead["input_tokens"] + discarded.input_tokens,
-        output_tokens=lookahead["output_tokens"] + discarded.output_tokens,
-        unaccounted_tokens=lookahead["unaccounted_tokens"] + discarded.unaccounted_tokens,
-    )
-    return Usage(**{**usage, "small": small, "lookahead": lookahead})
-
-
 def _with_taken(usage: Usage) -> Usage:
     """Returns the usage with one more speculative call that became a draft."""
-    before = lookahead_usage(usage)
-    return Usage(**{**usage, "lookahead": LookaheadUsage(**{**before, "taken": before["taken"] + 1})})
+    taken = LookaheadUsage(taken=1, discarded=0, input_tokens=0, output_tokens=0, unaccounted_tokens=0)
+    return add_usage(usage, {"lookahead": taken})
 
 
 def _obstacle(small: Any, scorer: Any) -> str | None:

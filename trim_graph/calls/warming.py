@@ -33,21 +33,18 @@ from trim_graph.budget.usage import (
     Usage,
     WarmingUsage,
     Writer,
-    WriterUsage,
     add_usage,
-    charge_lost,
+    charge_in_full,
     count_prompt_once,
-    read_attempts,
     usage_delta,
-    warming_usage,
 )
-from trim_graph.errors import FailedAttempts, SettingsError
+from trim_graph.errors import SettingsError
 from trim_graph.routing import Action, AskHuman, Generate, RunView
 from trim_graph.routing.router import WARM_TOKENS
 from trim_graph.runtime import Invocation, emit, tagged
 from trim_graph.state import InFlight, StepRequest, WarmMark
 
-from .model_call import StepCall, WriterModel, awith_reservation, charge_reply, prepare_step, usage_of_raised
+from .model_call import StepCall, WriterModel, awith_reservation, charge_reply, prepare_step, usage_of_failed
 
 STOP_S = 0.5
 """Seconds that the end of an invocation waits for a cancelled call."""
@@ -80,14 +77,13 @@ class WarmCall:
 
         async def ask(call: StepCall) -> dict[str, Any]:
             message = await call.model.ainvoke(call.messages, call.config, **call.arguments)
-            lost = read_attempts(message.response_metadata)
-            return {"usage": charge_reply(call, await call.aread(message), lost, 0.0)}
+            return {"usage": charge_reply(call, await call.aread(message), message.response_metadata, 0.0)}
 
         await asyncio.sleep(0)  # the draft's call goes first, since the run waits for that one
         try:
             update = await awith_reservation(self.call, ledger, ask)
         except Exception as error:
-            return _with_warming(self.call.usage, usage_of_raised(self.call, error), failed=1), False
+            return _with_warming(self.call.usage, usage_of_failed(self.call, error), failed=1), False
         if "failed" in update:  # other runs have exhausted an account meanwhile
             return _with_warming(self.call.usage, self.call.usage), False
         return _with_warming(self.call.usage, update["usage"]), True
@@ -329,13 +325,10 @@ def _key(view: RunView, steps: int) -> tuple[str, str, int]:
 
 def _in_full(usage: Usage, mark: WarmMark, prices: Prices) -> Usage:
     """Returns the usage with the most that a call may use."""
-    lost = FailedAttempts(count=0, input_tokens=0, output_tokens=0, unknown=1)
-    charged = charge_lost(
-        usage, "large", lost, max_tokens=WARM_TOKENS, prompt_tokens=mark["prompt_tokens"], prices=prices
+    charged = charge_in_full(
+        usage, max_tokens=WARM_TOKENS, prompt_tokens=mark["prompt_tokens"], prices=prices
     )
-    large = charged["large"]
-    charged["large"] = {**large, "calls": large["calls"] + 1, "seconds": large.get("seconds", 0.0)}
-    return _with_warming(usage, charged)
+    return _with_warming(usage, add_usage(charged, {"large": {"seconds": 0.0}}))
 
 
 def _corrected(usage: Usage, charged: Usage, used: Usage) -> Usage:
@@ -356,15 +349,14 @@ def _with_warming(before: Usage, after: Usage, *, failed: int = 0) -> Usage:
         after: Usage of the run after it.
         failed: 1 if it failed: not a failure of the run's large model, which has its own limit.
     """
-    used, known = usage_delta(before, after), warming_usage(before)
+    used = usage_delta(before, after)
     large = used["large"]
     warming = WarmingUsage(
-        calls=known["calls"] + large["calls"],
-        failed_calls=known["failed_calls"] + failed,
-        input_tokens=known["input_tokens"] + large["input_tokens"],
-        cached_tokens=known["cached_tokens"] + large["cached_tokens"],
-        output_tokens=known["output_tokens"] + large["output_tokens"],
-        unaccounted_tokens=known["unaccounted_tokens"] + used["unaccounted_tokens"],
+        calls=large["calls"],
+        failed_calls=failed,
+        input_tokens=large["input_tokens"],
+        cached_tokens=large["cached_tokens"],
+        output_tokens=large["output_tokens"],
+        unaccounted_tokens=used["unaccounted_tokens"],
     )
-    kept: WriterUsage = {**after["large"], "failed_calls": before["large"]["failed_calls"]}
-    return Usage(**{**after, "large": kept, "warming": warming})
+    return add_usage(after, {"warming": warming, "large": {"failed_calls": -large["failed_calls"]}})

@@ -13,7 +13,7 @@ from rich.text import Text
 from trim_graph.adapters.provider_errors import is_of_client
 from trim_graph.config import TrimConfig, build_graph
 from trim_graph.errors import SettingsError, TrimError, counted
-from trim_graph.routing.explain import WHY_STOPPED, used_up
+from trim_graph.routing.explain import STOP_REASONS, used_up
 from trim_graph.settings import describe
 
 from .common import chosen_config, load_parts, parsed_option, readable
@@ -354,7 +354,7 @@ def show_usage(console: Console, summary: dict[str, Any]) -> None:
     if savings is not None:
         rows.append(("against", f"the large model alone (estimate): {against_large_alone(savings)}"))
     rows.append(("answer", summary["answer"] if summary["answer"] is not None else "none found"))
-    rows.append(("stopped", f"{summary['stopped']}: {WHY_STOPPED.get(summary['stopped'], 'see the notes')}"))
+    rows.append(("stopped", f"{summary['stopped']}: {STOP_REASONS[summary['stopped']].sentence}"))
     rows.extend(("note", note) for note in summary["notes"])
     for name, value in rows:
         console.print(Text.assemble((f"{name:<8}", "bold"), printable(value)), soft_wrap=True)

@@ -20,6 +20,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from trim_graph.budget import Writer
+from trim_graph.budget.usage import large_tokens
 from trim_graph.errors import GraderError, InputError, SettingsError
 from trim_graph.segmentation import Part
 from trim_graph.settings import is_number
@@ -255,7 +256,7 @@ def record_of(result: Mapping[str, Any], item: WorkItem, seed: int | None = None
         solution=solution,
         stopped=summary["stopped"],
         notes=list(summary["notes"]),
-        large_tokens=large["output_tokens"] + usage["unaccounted_tokens"],
+        large_tokens=large_tokens(usage),
         tokens={key: summary["tokens"][key] for key in TOKENS},
         prefill=PerWriter(small=small["input_tokens"], large=large["input_tokens"]),
         cached_prefill=PerWriter(small=small["cached_tokens"], large=large["cached_tokens"]),

@@ -42,6 +42,7 @@ from trim_graph.evaluation.records import (
     RunSummary,
     read_run,
 )
+from trim_graph.routing.explain import STOP_REASONS
 
 from .formulas import formulas_of, tree_of
 from .gathering import Gathered
@@ -249,7 +250,7 @@ OPENING = 160
 """Letters of a question in the list."""
 MOST_WRITERS = 40
 """Steps in the list's strip."""
-_LIMITS = ("budget", "deadline")
+_LIMITS = {name for name, reason in STOP_REASONS.items() if reason.of_budget}
 
 
 def index_of(rows: Sequence[Row], arms: Mapping[str, int]) -> dict[str, Any]:

@@ -6,7 +6,8 @@ A step holds its sentence as ``why``; policies are named as Python writes them, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from trim_graph.budget.limits import Shortage
 from trim_graph.policies.base import Observation, Policy
@@ -19,21 +20,51 @@ UNBOUNDED = "unbounded_prompt"
 
 Unit = Literal["step", "turn"]
 
-WHY_STOPPED: Mapping[str, str] = {
-    "finished": "the solution has ended",
-    "max_steps": "the limit on steps is reached",
-    "max_tokens": "the limit on the solution's tokens is reached",
-    "length": "a model's context is full",
-    "loop": "the same was written again and again",
-    "budget": "the budget leaves no further call of the large model",
-    "deadline": "the time is up",
-    "recursion_limit": "the recursion limit is reached",
-    "no_step": "the model wrote nothing that is a step",
-    "failed": "no model was left to write the next step",
-    "human": "who was asked ended it",
-    "middleware": "another middleware ended the agent",
+
+@dataclass(frozen=True, slots=True)
+class StopReason:
+    """Facts about a reason that ends a run.
+
+    Attributes:
+        sentence: Why the run ended.
+        of_agent: The same of an agent, a template over the run's settings; empty: ``sentence`` says it too.
+        complete: Whether the run ended by itself, so that its solution is a whole one.
+        of_budget: Whether a limit of the run's budget ended it.
+    """
+
+    sentence: str
+    of_agent: str = ""
+    complete: bool = False
+    of_budget: bool = False
+
+    def to_agent(self, settings: Mapping[str, Any]) -> str:
+        """Returns why an agent ended.
+
+        Args:
+            settings: Settings of the run, as it stores them.
+        """
+        return (self.of_agent or self.sentence).format_map(settings)
+
+
+STOP_REASONS: Mapping[str, StopReason] = {
+    "finished": StopReason("the solution has ended", complete=True),
+    "max_steps": StopReason(
+        "the limit on steps is reached", "its limit of {max_steps} turns is reached", complete=True
+    ),
+    "max_tokens": StopReason("the limit on the solution's tokens is reached"),
+    "length": StopReason("a model's context is full"),
+    "loop": StopReason("the same was written again and again", complete=True),
+    "budget": StopReason("the budget leaves no further call of the large model", of_budget=True),
+    "deadline": StopReason(
+        "the time is up", "its limit of {budget[seconds]} seconds is reached", of_budget=True
+    ),
+    "recursion_limit": StopReason("the recursion limit is reached"),
+    "no_step": StopReason("the model wrote nothing that is a step", complete=True),
+    "failed": StopReason("no model was left to write the next step", "no model could write the next turn"),
+    "human": StopReason("who was asked ended it"),
+    "middleware": StopReason("another middleware ended the agent"),
 }
-"""Why a run ended, by the ``stopped`` of its summary."""
+"""Reasons that end a run, by the ``stopped`` of its summary: the names of `trim_graph.state.Stopped`."""
 
 CONTINUED = "the large model wrote it in the same call as the step before"
 NO_TIME = "no time is left for a decision: the small model's draft stays"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, PositiveFloat, model_validator
 from typing_extensions import TypedDict
 
+from trim_graph.budget.limits import LargeLimits
 from trim_graph.budget.usage import Usage
 from trim_graph.errors import KnownFields
 from trim_graph.segmentation import is_step
@@ -18,14 +19,9 @@ from .router import RunView
 SMALL_ONLY = {"type": "small_only"}
 
 
-class BudgetIncrease(KnownFields):
+class BudgetIncrease(LargeLimits[Annotated[int, Field(ge=1)], PositiveFloat]):
     """Amounts to add to the limits of a run and of the accounts that it is charged to."""
 
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-
-    large_tokens: int | None = Field(default=None, ge=1, description="tokens the large model may generate")
-    large_calls: int | None = Field(default=None, ge=1, description="calls of the large model")
-    large_cost: float | None = Field(default=None, gt=0, description="cost of the large model's calls")
     seconds: float | None = Field(default=None, gt=0, description="active seconds of the run")
 
     @model_validator(mode="after")

@@ -46,6 +46,7 @@ from trim_graph.state import (
     Run,
     Step,
     StepRequest,
+    Stopped,
     TrimState,
     check_schema,
     diff_update,
@@ -582,7 +583,7 @@ class _Decision:
         if by_human:
             record["by"] = "human"
         large: StepRequest | None = None
-        ended: str | None = None
+        ended: Stopped | None = None
         if choice.value != "accept":
             large, exhausted = self.large_request(choice.value == "handover", why)
             if self.asks(exhausted):  # before the choice is remembered: it is asked for again
@@ -662,7 +663,7 @@ class _Decision:
             self.note(f"a turn of the {draft['writer']} model was cut off at {request['max_tokens']} tokens")
         return self.finish("finished" if draft["end"] == "eos" else "")
 
-    def _ends_before_calls(self, draft: Draft) -> str | None:
+    def _ends_before_calls(self, draft: Draft) -> Stopped | None:
         """Returns the limit that ends an agent before a draft's tool calls; None if the draft may stay.
 
         Args:
@@ -676,7 +677,7 @@ class _Decision:
         exhausted = self.grant(self.step_tokens)[1]
         return "budget" if exhausted is not None and self.stops(exhausted) else None
 
-    def _end_before_calls(self, limit: str) -> Action:
+    def _end_before_calls(self, limit: Stopped) -> Action:
         self.note("the agent has ended before its last draft was accepted: no tool call of it is executed")
         return self.finish(limit)
 
@@ -1059,7 +1060,7 @@ class _Decision:
             process=process.NAME,
         )
 
-    def finish(self, reason: str) -> Action:
+    def finish(self, reason: Literal["", Stopped]) -> Action:
         """Ends the run."""
         if not self.update.get("steps") and self.options.unit == "step":
             # LangGraph streams a message whole unless a chunk of it went before; those of a run that is

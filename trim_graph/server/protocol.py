@@ -11,8 +11,19 @@ from typing import Annotated, Any, Literal, LiteralString
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage, convert_to_messages
 from langchain_core.messages.tool import invalid_tool_call, tool_call
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from trim_graph.budget.limits import LargeLimits
 
 from .errors import ApiError, of_validation
 
@@ -193,12 +204,9 @@ class StreamOptions(_Strict):
         return wanted
 
 
-class BudgetOptions(_Strict):
+class BudgetOptions(LargeLimits[NonNegativeInt, NonNegativeFloat]):
     """Limits of one request; each holds beside the server's own, so that the lower one counts."""
 
-    large_tokens: int | None = Field(default=None, ge=0)
-    large_calls: int | None = Field(default=None, ge=0)
-    large_cost: float | None = Field(default=None, ge=0)
     seconds: float | None = Field(default=None, gt=0)
 
 

@@ -52,7 +52,7 @@ from .records import (
     Application,
     RecordSink,
     ShadowRecord,
-    Spent,
+    ShadowUsage,
     WouldBe,
     error_of,
     text_of,
@@ -277,7 +277,7 @@ class ShadowMiddleware(AgentMiddleware[Any, Any, Any], WorkerControl):
         known = self.answers == "large" or reserved is not None or not large_wanted
         record["would"] = self._would(answered, summary, decisions, large=large_wanted, known=known)
         scorer = usage["scorer"]["input_tokens"] + usage["scorer"].get("output_tokens", 0)
-        record["spent"] = Spent(
+        record["spent"] = ShadowUsage(
             large_tokens=used.large_tokens,
             small_tokens=usage["small"]["output_tokens"] if self.answers == "large" else 0,
             scorer_tokens=scorer,

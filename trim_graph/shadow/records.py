@@ -74,7 +74,7 @@ class WouldBe(TypedDict):
     """Indices of the steps that the large model would have written."""
 
 
-class Spent(TypedDict):
+class ShadowUsage(TypedDict):
     """What the shadow itself spent on the record."""
 
     large_tokens: int
@@ -111,7 +111,7 @@ class ShadowRecord(TypedDict):
     """Whether both final answers are the same; None where there is but one, or nothing to compare."""
     correct: dict[str, bool | None] | None
     """Whether the answers of ``application`` and ``routed`` are right, where a grader says."""
-    spent: Spent | None
+    spent: ShadowUsage | None
     summary: dict[str, Any] | None
     """Summary of the routed run."""
     error: str | None

@@ -50,7 +50,7 @@ from .records import (
     Application,
     RecordSink,
     ShadowRecord,
-    Spent,
+    ShadowUsage,
     WouldBe,
     error_of,
     summary_record,
@@ -447,7 +447,7 @@ class Shadow(ShadowBase):
             first_large=walk.places[0] if walk.places else None,
             places=walk.places,
         )
-        record["spent"] = Spent(
+        record["spent"] = ShadowUsage(
             large_tokens=0,
             small_tokens=walk.small_tokens,
             scorer_tokens=walk.scorer_tokens + walk.scorer_output_tokens,
@@ -498,7 +498,7 @@ class Shadow(ShadowBase):
             scores=summary["scores"],
             places=places,
         )
-        record["spent"] = Spent(
+        record["spent"] = ShadowUsage(
             large_tokens=used.large_tokens,
             small_tokens=usage["small"]["output_tokens"],
             scorer_tokens=scorer,

@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
 from trim_graph.adapters.base import Scorer, read_scores, scorable_step
-from trim_graph.budget.usage import Usage, zero_usage
+from trim_graph.budget.usage import add_usage, zero_usage
 from trim_graph.errors import SettingsError
 from trim_graph.policies import Policy
 from trim_graph.routing import AskHuman, Finish, Router, RunView
@@ -187,18 +187,8 @@ class Walk:
             return
         self.places.append(at)
         step = Step(**{**self.forced[at], "writer": "large"})
-        before = self.state["usage"]
-        large = before["large"]
-        usage = Usage(
-            **{
-                **before,
-                "large": {
-                    **large,
-                    "calls": large["calls"] + 1,
-                    "output_tokens": large["output_tokens"] + step["tokens"],
-                },
-            }
-        )
+        written = {"calls": 1, "output_tokens": step["tokens"]}
+        usage = add_usage(self.state["usage"], {"large": written})
         self.state = cast(TrimState, {**self.state, "draft": Draft(**step, score=None), "usage": usage})
 
     async def _take(self, draft: Draft, request: StepRequest, at: int) -> None:

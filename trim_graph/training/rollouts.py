@@ -20,11 +20,11 @@ from trim_graph.evaluation.runner import run_each, run_question
 from trim_graph.evaluation.traces import Source, Trace, trace_of
 from trim_graph.policies import Choice, Observation, Policy
 from trim_graph.routing import Router, RunView
+from trim_graph.routing.explain import STOP_REASONS
 from trim_graph.settings import Settings
 from trim_graph.state import SCHEMA_VERSION, Draft, Run, StepRequest, TrimState, reduce_state
 
-DONE = ("finished", "max_steps", "loop", "no_step")
-"""Reasons with which a run ends by itself."""
+_COMPLETE = {name for name, reason in STOP_REASONS.items() if reason.complete}
 
 
 class RolloutError(TrimError):
@@ -99,7 +99,7 @@ class Tree:
         Raises:
             RolloutError: The run failed, was stopped by a limit, or was handed over to the large model.
         """
-        if trace["error"] or trace["stopped"] not in DONE:
+        if trace["error"] or trace["stopped"] not in _COMPLETE:
             why = trace["error"] or f"it was stopped: {trace['stopped']}"
             raise RolloutError(f"no rollout of {trace['question'][:80]!r}: {why}")
         node = self.root
