@@ -19,7 +19,6 @@ from trim_graph.calls.model_call import (
     amake_step,
     deadline_passed,
     make_step,
-    nobody_may_decide,
     notes_on,
     prepare_step,
     skip_call,
@@ -29,7 +28,7 @@ from trim_graph.calls.speculation import Speculation
 from trim_graph.calls.warming import Warming
 from trim_graph.routing import RunView
 from trim_graph.routing.drafts import parse_draft, partial_tokens, why_no_step
-from trim_graph.routing.router import MAX_ATTEMPTS, MAX_IDLE
+from trim_graph.routing.router import MAX_ATTEMPTS, MAX_IDLE, request_after_draft
 from trim_graph.runtime import CallNode, Invocation, emit
 from trim_graph.segmentation import Segmentation
 from trim_graph.state import Failure, Probe, StepRequest, TrimState
@@ -109,7 +108,7 @@ def _charged_first(state: TrimState, charge: dict[str, Any]) -> dict[str, Any]:
 
 
 def _apply_reply(call: StepCall, message: Any, reply: Reply, seconds: float) -> dict[str, Any]:
-    request, thinking, metadata = call.request, call.settings.thinking, message.response_metadata
+    request, metadata = call.request, message.response_metadata
     usage = usage_with_reply(call, reply, metadata, seconds)
     update: dict[str, Any] = {"usage": usage, "in_flight": None}
     notes = notes_on(call, reply, metadata)
@@ -134,10 +133,9 @@ def _apply_reply(call: StepCall, message: Any, reply: Reply, seconds: float) -> 
         if request["needs_decision"]:
             part = {"part": draft["part"]} if "part" in draft else {}
             emit("draft", writer=request["writer"], text=draft["text"], tokens=draft["tokens"], **part)
-            routed = thinking is None or not part or thinking.routed in ("both", draft["part"])
-            # A part that is not routed is accepted; so is any draft if no time is left to act on a decision.
-            if not routed or nobody_may_decide(call, usage):
-                update["request"] = StepRequest(**{**request, "needs_decision": False, "needs_score": False})
+            after = request_after_draft(request, draft, call.settings, usage)
+            if after is not request:
+                update["request"] = after
     elif reply.end == "eos" and call.previous is not None:
         update["stopped"] = "finished"
     else:

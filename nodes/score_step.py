@@ -19,8 +19,9 @@ from trim_graph.calls.model_call import error_has_fallback, failure, note_full, 
 from trim_graph.calls.speculation import Speculation
 from trim_graph.errors import FailedAttempts, is_context_full
 from trim_graph.routing import RunView
+from trim_graph.routing.router import request_without_decision
 from trim_graph.runtime import GRACE, CallNode, Invocation, call_with_timeout, emit, tagged
-from trim_graph.state import Draft, Step, StepRequest, TrimState
+from trim_graph.state import Draft, Step, TrimState
 
 
 def score_step_node(
@@ -93,18 +94,19 @@ def _handle_error(
         notes = note_full(state["notes"], "scorer")
         return {**_unrated(state, seconds), "notes": notes, "stopped": "length"}
     lost = attempts_of(error)
+    # A scorer that reports no usage at all, such as a function, has nothing left to report.
+    unreported = lost["unknown"] and getattr(error, "attempts", None)
     return {
         "failed": failure(error, "scorer", context_full=full),
         "usage": charge_scorer(view.usage, seconds, lost, failed=True),
-        # A scorer that reports no usage at all, such as a function, has nothing left to report.
-        **_note_unreported(state, lost["unknown"] if getattr(error, "attempts", None) else 0),
+        **(_note_unreported(state) if unreported else {}),
     }
 
 
-def _note_unreported(state: TrimState, attempts: int) -> dict[str, Any]:
+def _note_unreported(state: TrimState) -> dict[str, Any]:
     """Returns the update with a note that the scorer's usage is not exact; a run has it once."""
     note = "attempts of the scorer broke off unreported, so its tokens and cost are not exact"
-    if not attempts or note in state["notes"]:
+    if note in state["notes"]:
         return {}
     emit("note", text=note)
     return {"notes": [*state["notes"], note]}
@@ -120,7 +122,7 @@ def _unrated(state: TrimState, seconds: float) -> dict[str, Any]:
     request = state["request"]
     assert request is not None
     return {
-        "request": StepRequest(**{**request, "needs_decision": False, "needs_score": False}),
+        "request": request_without_decision(request),
         "usage": add_usage(state["usage"], {"seconds": seconds}),
     }
 
@@ -148,8 +150,9 @@ def _apply_reply(state: TrimState, answer: Any, seconds: float) -> dict[str, Any
     update: dict[str, Any] = {
         "draft": Draft(**{**draft, "score": reply.scores[-1]}),
         "usage": usage,
-        **_note_unreported(state, used["unknown"]),
     }
+    if used["unknown"]:
+        update |= _note_unreported(state)
     # A step of the large model gets its score here, together with the next draft.
     late = {str(i): reply.scores[i] for i in range(count) if str(i) not in known}
     if late:

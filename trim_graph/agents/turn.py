@@ -39,7 +39,6 @@ from trim_graph.calls.model_call import (
     estimate_of,
     failure,
     make_call,
-    nobody_may_decide,
     notes_on,
     usage_before_fallback,
     usage_with_reply,
@@ -50,6 +49,7 @@ from trim_graph.nodes import after_generate_step
 from trim_graph.policies import Policy
 from trim_graph.prompt_size import UnboundedPrompt, turn_prompt_bound
 from trim_graph.routing import AcceptedText, Action, Generate, Router, RouterOptions, RunView
+from trim_graph.routing.router import request_after_draft
 from trim_graph.runtime import emit
 from trim_graph.state import DecisionRecord, Draft, Step, StepRequest, reduce_state
 
@@ -256,8 +256,7 @@ class TurnRouting:
         }
         if request["needs_decision"]:
             emit("draft", writer=draft["writer"], text=draft["text"], tokens=draft["tokens"])
-            if nobody_may_decide(call, usage):
-                update["request"] = StepRequest(**{**request, "needs_decision": False, "needs_score": False})
+            update["request"] = request_after_draft(request, draft, call.settings, usage)
         return update
 
     def _recover(self, call: Call, error: Exception, seconds: float) -> dict[str, Any] | None:

@@ -728,12 +728,6 @@ def skip_call(call: Call) -> Update:
     return {"usage": call.usage, "draft": None, "in_flight": None, "stopped": "deadline"}
 
 
-def nobody_may_decide(call: Call, usage: Usage) -> bool:
-    """Returns whether no time is left in which anybody could act on a decision."""
-    seconds = call.settings.budget.seconds
-    return seconds is not None and usage["seconds"] >= seconds
-
-
 def _exhausted(call: Call, limit: str) -> Update:
     """Reports to `route` that other runs have exhausted an account since it made the request."""
     failed = Failure(

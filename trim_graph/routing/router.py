@@ -640,9 +640,9 @@ class _Decision:
 
     def _undecided(self, draft: Draft) -> str | None:
         """Explains a draft without the decision that its request asked for; None if that is unknown."""
-        part, thinking = draft.get("part"), self.settings.thinking
-        if part is not None and thinking is not None and thinking.routed not in ("both", part):
-            return explain.not_routed(part, thinking.routed)
+        if not _is_routed(draft, self.settings):
+            assert self.settings.thinking is not None
+            return explain.not_routed(draft["part"], self.settings.thinking.routed)
         if self.state.get("stopped") == "length":
             return explain.NO_ROOM
         return explain.NO_TIME if self.out_of_time else None
@@ -1180,6 +1180,33 @@ def _explained(request: StepRequest, why: str | None) -> StepRequest:
 
 def _name(failed: Failure) -> str:
     return "scorer" if failed["part"] == "scorer" else f"{failed['part']} model"
+
+
+def request_after_draft(request: StepRequest, draft: Draft, settings: Settings, usage: Usage) -> StepRequest:
+    """Returns the request of a draft that was just written: without a decision where nobody is to make one.
+
+    A draft in a part that is not routed is accepted. So is any draft if no time is left to act on a decision.
+
+    Args:
+        request: Request of the draft.
+        draft: The draft.
+        settings: Settings of the run.
+        usage: Usage of the run with the draft.
+    """
+    seconds = settings.budget.seconds
+    late = seconds is not None and usage["seconds"] >= seconds
+    return request_without_decision(request) if late or not _is_routed(draft, settings) else request
+
+
+def request_without_decision(request: StepRequest) -> StepRequest:
+    """Returns the request of a draft that is accepted as it is."""
+    return StepRequest(**{**request, "needs_decision": False, "needs_score": False})
+
+
+def _is_routed(draft: Draft, settings: Settings) -> bool:
+    """Returns whether the policy decides on drafts in this one's part of a thinking model's text."""
+    part, thinking = draft.get("part"), settings.thinking
+    return part is None or thinking is None or thinking.routed in ("both", part)
 
 
 def step_from_draft(draft: Draft) -> Step:
