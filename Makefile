@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo check style types wheel-types fast test test-engine lint docs bench soak train results clean
+.PHONY: demo check style types wheel-types fast test test-engine lint docs bench soak train results scorers clean
 
 demo: $(READY)
 	$(BIN)/trim-graph demo
@@ -82,6 +82,15 @@ train: $(READY)
 # What it records stays in .results; an interrupted run resumes there.
 results: $(READY)
 	$(BIN)/python -m trim_graph.examples.arithmetic.study.results .results
+
+# Scorers made of labels, learned policies with a moved threshold, and what a scorer's passes cost, against real vLLM
+# servers. Resumes in .results too.
+scorers: $(READY)
+	$(BIN)/python -m trim_graph.examples.arithmetic.study.own_scorers .results
+	$(BIN)/python -m trim_graph.examples.arithmetic.study.one_checkpoint .results -n 600 --thresholds 20
+	.ci/vllm
+	TRIM_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m tests.benchmarks.scorer_passes \
+		--json .results/scorer_passes.json
 
 $(READY): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from trim_graph.evaluation.scorer_metrics import (
     Rated,
     best_threshold,
+    compare_areas,
     compute_scorer_metrics,
     discrimination,
     first_error,
@@ -102,6 +103,17 @@ def test_the_area_is_the_chance_that_right_scores_above_wrong(pairs):
         return
     above = sum((r > w) + (r == w) / 2 for r in right for w in wrong)
     assert found["auc"] == pytest.approx(above / len(right) / len(wrong))
+
+
+def test_two_areas_are_compared_on_the_same_draws():
+    right, questions = [True, False, True, False] * 5, [at // 4 for at in range(20)]
+    scores = [0.5 + 0.4 * one for one in right]
+    found = compare_areas(scores, scores, right, questions)
+    assert (found["n"], found["questions"], found["auc"]) == (20, 5, 1.0)
+    assert (found["difference_interval"], found["better"]) == ((0.0, 0.0), False)
+    found = compare_areas(scores, [1 - score for score in scores], right, questions)
+    assert (found["difference"], found["difference_interval"], found["better"]) == (1.0, (1.0, 1.0), True)
+    assert compare_areas(scores, scores, [True] * 20, questions) is None
 
 
 def test_reliability_is_counted_in_bins():

@@ -374,7 +374,7 @@ class Paired(TypedDict):
 
 
 def against_token_probability(rows: Sequence[StepRow], *, seed: int = 0) -> Paired | None:
-    """Compares the areas of scores and of mean token probabilities, with whole questions drawn again.
+    """Compares the areas of scores and of mean token probabilities; see `compare_areas`.
 
     Args:
         rows: Rated steps; those without a token probability are left out.
@@ -383,17 +383,45 @@ def against_token_probability(rows: Sequence[StepRow], *, seed: int = 0) -> Pair
     Returns:
         The comparison; None where no step has a token probability, or those that have are of one kind.
     """
+    known = [(row, row.token_probability) for row in rows if row.token_probability is not None]
+    return compare_areas(
+        [row.score for row, _ in known],
+        [other for _, other in known],
+        [row.right for row, _ in known],
+        [row.question for row, _ in known],
+        seed=seed,
+    )
+
+
+def compare_areas(
+    scores: Sequence[float],
+    others: Sequence[float],
+    right: Sequence[bool],
+    questions: Sequence[str] | Sequence[int],
+    *,
+    seed: int = 0,
+) -> Paired | None:
+    """Compares the areas of two scorers on the same steps, with whole questions drawn again.
+
+    Args:
+        scores: Of each step.
+        others: The other scorer's.
+        right: Whether each step is right.
+        questions: Of each step.
+        seed: Of the bootstrap.
+
+    Returns:
+        The comparison; None where the steps are of one kind.
+    """
     import numpy as np
     from sklearn.metrics import roc_auc_score
 
-    known = [row for row in rows if row.token_probability is not None]
-    label = np.array([row.right for row in known], dtype=np.bool_)
+    label = np.array(right, dtype=np.bool_)
     if not label.any() or label.all():
         return None
-    scores = [[row.score for row in known], [row.token_probability for row in known]]
-    columns = [np.array(values, dtype=np.float64) for values in scores]
+    columns = [np.array(values, dtype=np.float64) for values in (scores, others)]
     areas = [float(roc_auc_score(label, values)) for values in columns]
-    _, owner = np.unique([row.question for row in known], return_inverse=True)
+    _, owner = np.unique(questions, return_inverse=True)
     drawn = [_drawn_areas(values, label, owner, seed) for values in columns]
     spread = interval(
         [None if one is None or two is None else one - two for one, two in zip(*drawn, strict=True)]

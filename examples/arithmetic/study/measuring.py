@@ -21,7 +21,7 @@ from .families import (
 )
 from .figures import Draws, difference, over_random_questions
 from .paper_test import BY_QUESTION, over_query_level
-from .scorers import step_auc
+from .scorers import TOKEN_PROBABILITY, compare_auc
 from .worlds import Arm, World
 
 if TYPE_CHECKING:
@@ -253,22 +253,30 @@ def study_scorers(
     """Measures the threshold under several scorers.
 
     Args:
-        scorers: Validation and test problems with the scores of each.
+        scorers: Validation and test problems with the scores of each; `TOKEN_PROBABILITY` is one of them.
         resamples: Resamples of the bootstrap.
     """
-    found = {}
+    found, curves = dict[str, dict[str, Any]](), {}
+    _, beside = scorers[TOKEN_PROBABILITY]
     for name, (validation, test) in scorers.items():
         points = operating_points(THRESHOLD, validation)
         arms = {_arm(name, point): THRESHOLD.on(test, point.setting) for point in points}
-        draws = Draws(test, arms, resamples=resamples)
-        at = [point for point in points if point.target == BUDGET]
+        draws, areas = Draws(test, arms, resamples=resamples), compare_auc(test, beside)
+        curves[name] = draws.curve(list(arms))
+        measured = [_measured(draws, _arm(name, point), point) for point in points]
         found[name] = {
             "n": len(test),
             "n_validation": len(validation),
-            "auc": step_auc(test),
-            "budget": _measured(draws, _arm(name, at[0]), at[0]) if at else None,
-            "curve": {key: figure.document() for key, figure in draws.curve(list(arms)).items()},
+            "auc": areas["auc"],
+            "over_token_probability": {"auc": areas},
+            "points": measured,
+            "budget": next((point for point in measured if point["target"] == BUDGET), None),
+            "curve": {key: figure.document() for key, figure in curves[name].items()},
         }
+    for name, one in found.items():
+        # Paired too: the same seed draws the same problems for every scorer.
+        gain = curves[name]["mean_ibc"].minus(curves[TOKEN_PROBABILITY]["mean_ibc"])
+        one["over_token_probability"]["mean_ibc"] = gain.document()
     return found
 
 

@@ -1,9 +1,10 @@
-"""Accuracy against the share of large tokens, one panel a world."""
+"""Accuracy against the share of large tokens, one panel a world or a kind of scorer."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 DRAWN = {
     "threshold": "C0",
@@ -18,31 +19,61 @@ DRAWN = {
 """Families in the picture, and their colours."""
 
 
+class Panel(NamedTuple):
+    """One panel of a picture.
+
+    Attributes:
+        title: Stands above it.
+        ends: Accuracy of the small model alone and of the large one.
+        curves: Operating points of each curve, by its name in the legend.
+    """
+
+    title: str
+    ends: tuple[float, float]
+    curves: Mapping[str, Sequence[dict[str, Any]]]
+
+
 def draw(document: dict[str, Any], file: Path) -> None:
-    """Draws the operating points with 95 % intervals, and the straight line of random questions."""
+    """Draws the operating points of each family, one panel a world."""
+    panels = [
+        Panel(
+            f"{split}, {world['n']} test problems",
+            (world["small"]["value"], world["large"]["value"]),
+            {name: world["families"].get(name, {"points": []})["points"] for name in DRAWN},
+        )
+        for split, world in document["worlds"].items()
+    ]
+    draw_panels(panels, DRAWN, file)
+
+
+def draw_panels(panels: Sequence[Panel], colours: Mapping[str, str], file: Path) -> None:
+    """Draws operating points with 95 % intervals, and the straight line of random questions.
+
+    Args:
+        panels: From left to right.
+        colours: Of each curve, by its name.
+        file: Picture to be written.
+    """
     from matplotlib.figure import Figure
 
-    worlds = document["worlds"]
-    figure = Figure(figsize=(4.6 * len(worlds), 4.4), layout="constrained")
-    panels = figure.subplots(1, len(worlds), squeeze=False)[0]
-    for axes, (split, world) in zip(panels, worlds.items(), strict=True):
-        ends = [world["small"]["value"], world["large"]["value"]]
-        axes.plot([0, 1], ends, color="black", linestyle=":", linewidth=1, label="random questions")
+    figure = Figure(figsize=(4.6 * len(panels), 4.4), layout="constrained")
+    places = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, panel in zip(places, panels, strict=True):
+        axes.plot([0, 1], panel.ends, color="black", linestyle=":", linewidth=1, label="random questions")
         axes.axvline(0.2, color="lightgray", linewidth=1, zorder=0)
-        axes.axhline(ends[1], color="lightgray", linewidth=1, zorder=0)
-        for name, colour in DRAWN.items():
-            points = world["families"].get(name, {"points": []})["points"]
+        axes.axhline(panel.ends[1], color="lightgray", linewidth=1, zorder=0)
+        for name, points in panel.curves.items():
             if points:
-                _draw_points(axes, points, name, colour)
-        axes.set_title(f"{split}, {world['n']} test problems", fontsize="medium")
+                _draw_points(axes, points, name, colours[name])
+        axes.set_title(panel.title, fontsize="medium")
         axes.set_xlabel("share of large tokens")
         axes.set_xlim(0, 1)
-    panels[0].set_ylabel("accuracy (95 % intervals)")
-    panels[-1].legend(fontsize="x-small", loc="lower right")
+    places[0].set_ylabel("accuracy (95 % intervals)")
+    places[-1].legend(fontsize="x-small", loc="lower right")
     figure.savefig(file, dpi=64)
 
 
-def _draw_points(axes: Any, points: list[dict[str, Any]], name: str, colour: str) -> None:
+def _draw_points(axes: Any, points: Sequence[dict[str, Any]], name: str, colour: str) -> None:
     ordered = sorted(points, key=lambda point: point["share"]["value"])
     middle = [point["accuracy"]["value"] for point in ordered]
     spread = [

@@ -77,11 +77,7 @@ def study(given: argparse.Namespace) -> dict[str, Any]:
         },
         "resamples": given.resamples,
         "weights": weights_identity(),
-        "machine": {
-            "platform": platform.platform(),
-            "processor": _processor(),
-            "cpu_count": os.cpu_count(),
-        },
+        "machine": machine(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         "worlds": found,
         "transfer": transfer,
@@ -164,7 +160,7 @@ def _at_most(n: int, given: argparse.Namespace) -> int:
 
 
 def _scored(given: argparse.Namespace) -> dict[str, tuple[World, World]]:
-    from .scorers import by_token_probability, rescored
+    from .scorers import TOKEN_PROBABILITY, by_token_probability, rescored
     from .worlds import World
 
     seeds: list[tuple[Part, int]] = [("validation", VALIDATION_SEED), ("test", TEST_SEED)]
@@ -178,7 +174,7 @@ def _scored(given: argparse.Namespace) -> dict[str, tuple[World, World]]:
     return {
         "prm": (shipped[0], shipped[1]),
         "prm_early": (early[0], early[1]),
-        "token probability": (bare[0], bare[1]),
+        TOKEN_PROBABILITY: (bare[0], bare[1]),
     }
 
 
@@ -225,13 +221,18 @@ def _checks(worlds: dict[str, Studied], given: argparse.Namespace) -> dict[str, 
     return found
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Returns a document whose numbers have as many digits as mean something."""
     if isinstance(value, dict):
-        return {key: _rounded(inner) for key, inner in value.items()}
+        return {key: rounded(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_rounded(inner) for inner in value]
+        return [rounded(inner) for inner in value]
     return round(value, 6) if isinstance(value, float) else value
+
+
+def machine() -> dict[str, Any]:
+    """Describes the machine that measures."""
+    return {"platform": platform.platform(), "processor": _processor(), "cpu_count": os.cpu_count()}
 
 
 def _processor() -> str:
@@ -285,7 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.folder is None:
         parser.error("name the FOLDER that keeps what is recorded, or --rewrite")
     given.split = list(dict.fromkeys(given.split or TEST))
-    document = _rounded(study(given))
+    document = rounded(study(given))
     from .picture import draw
     from .report import report
 

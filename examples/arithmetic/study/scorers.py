@@ -7,10 +7,11 @@ import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trim_graph.adapters import ScorableStep
 from trim_graph.adapters.base import read_scores
+from trim_graph.adapters.prm.scorer_file import SCORER_FILE
 from trim_graph.storage.journal import Journal
 from trim_graph.storage.rows import read_rows
 
@@ -18,7 +19,12 @@ from .trees import Problems, recorded_trees
 from .worlds import World
 
 if TYPE_CHECKING:
+    from trim_graph.evaluation.scorer_metrics import Paired
     from trim_graph.training.rollouts import Node, Tree
+
+
+TOKEN_PROBABILITY = "token probability"
+"""Name of the scorer `by_token_probability`."""
 
 
 def rescored(drawn: Problems, folder: Path, prm: Path, *, concurrency: int = 48) -> World:
@@ -32,9 +38,8 @@ def rescored(drawn: Problems, folder: Path, prm: Path, *, concurrency: int = 48)
     """
     trees = recorded_trees(drawn, folder)
     path = folder / f"{drawn.name}-{prm.name}.jsonl"
-    digest = hashlib.sha256((prm / "model.safetensors").read_bytes()).hexdigest()[:16]
     trees_digest = (folder / f"{drawn.name}.jsonl.settings.json").read_text(encoding="utf-8")
-    with Journal(path, {"prm": digest, "trees": trees_digest}) as journal:
+    with Journal(path, {"prm": _digest(prm), "trees": trees_digest}) as journal:
         left = [index for index in range(len(trees)) if index not in journal.finished]
         if left:
             asyncio.run(_record(trees, left, journal, prm, concurrency))
@@ -56,22 +61,55 @@ def by_token_probability(drawn: Problems, folder: Path) -> World:
     return World(drawn.split, trees)
 
 
-def step_auc(world: World) -> float:
-    """Returns the scorer's AUC for telling right from wrong steps of the small model's solutions.
+class RatedSteps(NamedTuple):
+    """The steps of the small model's solutions, each right or wrong given the steps before it.
 
-    A step is right or wrong given the steps before it.
+    Attributes:
+        problems: Index of each step's problem.
+        right: Whether it is right.
+        scores: Its score.
     """
-    from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]
 
-    labels: list[bool] = []
-    scores: list[float] = []
-    for tree in world.trees:
+    problems: list[int]
+    right: list[bool]
+    scores: list[float]
+
+
+def rated_steps(world: World) -> RatedSteps:
+    """Returns the steps of the small model's solutions with their scores."""
+    found = RatedSteps([], [], [])
+    for index, tree in enumerate(world.trees):
         path = world.alone(tree)
         texts = [node.draft.text for node in path if node.draft is not None]
         assert tree.question.label_steps is not None
-        labels += [bool(label) for label in tree.question.label_steps(texts)]
-        scores += [node.draft_score or 0.0 for node in path]
-    return float(roc_auc_score(labels, scores))
+        found.problems.extend([index] * len(path))
+        found.right.extend(map(bool, tree.question.label_steps(texts)))
+        found.scores.extend(node.draft_score or 0.0 for node in path)
+    return found
+
+
+def compare_auc(world: World, other: World) -> Paired:
+    """Compares two scorers' AUC for telling right from wrong steps of the small model's solutions.
+
+    Args:
+        world: Problems with the scores of one.
+        other: The same problems with those of the other.
+    """
+    from trim_graph.evaluation.scorer_metrics import compare_areas
+
+    steps = rated_steps(world)
+    found = compare_areas(steps.scores, rated_steps(other).scores, steps.right, steps.problems)
+    assert found is not None
+    return found
+
+
+def _digest(prm: Path) -> str:
+    """Returns the digest of a reward model's weights and of a trained one's file, which decide its scores."""
+    whole = hashlib.sha256()
+    for file in (prm / "model.safetensors", prm / SCORER_FILE):
+        if file.exists():
+            whole.update(file.read_bytes())
+    return whole.hexdigest()[:16]
 
 
 def _open(tree: Tree) -> list[Node]:
@@ -95,8 +133,8 @@ async def _record(
 
     async def draft_score(tree: Tree, node: Node) -> float:
         assert node.draft is not None
-        texts = [*node.steps, node.draft.text]
-        steps = [ScorableStep(text) for text in texts]
+        draft = ScorableStep(node.draft.text, mean_token_probability=node.draft.probability)
+        steps = [*map(ScorableStep, node.steps), draft]
         return read_scores(await scorer.ascore(tree.question.text, steps), len(steps)).scores[-1]
 
     async def work(index: int) -> None:
