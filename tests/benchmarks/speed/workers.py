@@ -17,7 +17,7 @@ from langchain_core.messages import HumanMessage
 from trim_graph.config import Parts, TrimConfig, example_config
 from trim_graph.distributed import open_local_executor
 from trim_graph.driver import final_state
-from trim_graph.evaluation.runner import LocalExecutor, Models
+from trim_graph.evaluation.runner import LocalExecutor, Models, run_each
 
 from .load import mixed_problems
 from .paced import Pace, Paced, Solutions
@@ -63,7 +63,8 @@ async def _timed(executor: Any, questions: Sequence[str]) -> dict[str, float]:
     async def solved(some: Sequence[str]) -> tuple[int, float]:
         counts: list[int] = []
         begun = time.perf_counter()
-        await executor.map(Solve(), some, concurrency=AT_ONCE, on_result=counts.append)
+        work = await executor.setup(Solve())
+        await run_each(work, some, concurrency=AT_ONCE, on_result=counts.append)
         return sum(counts), time.perf_counter() - begun
 
     _, starting = await solved(questions[:8])
