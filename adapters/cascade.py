@@ -71,9 +71,17 @@ class CascadeScorer:
         self.unsure = check_limits(unsure)
         self.first, self.second = as_scorer(first), as_scorer(second)
         self._scores = KnownScores(cache_size)
-        self.reads_reports = reads_reports(self.first) or reads_reports(self.second)
         self.probability_window = common_window((self.first, self.second))
-        self.reads_token_probability = reads_token_probability(self.first, self.second)
+
+    @property
+    def reads_reports(self) -> bool:
+        """Whether a scorer may read more of a step than its text."""
+        return reads_reports(self.first) or reads_reports(self.second)
+
+    @property
+    def reads_token_probability(self) -> bool:
+        """Whether a scorer reads the small model's mean token probabilities."""
+        return reads_token_probability(self.first, self.second)
 
     def __repr__(self) -> str:
         return f"CascadeScorer({self.first!r}, {self.second!r}, unsure={self.unsure})"

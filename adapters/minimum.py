@@ -45,8 +45,16 @@ class MinimumScorer:
             raise ValueError(f"MinimumScorer got {len(scorers)} scorers: pass two or more")
         self.scorers: tuple[Scorer, ...] = tuple(map(as_scorer, scorers))
         self.probability_window = common_window(self.scorers)
-        self.reads_token_probability = reads_token_probability(*self.scorers)
-        self.reads_reports = any(map(reads_reports, self.scorers))
+
+    @property
+    def reads_reports(self) -> bool:
+        """Whether a scorer may read more of a step than its text."""
+        return any(map(reads_reports, self.scorers))
+
+    @property
+    def reads_token_probability(self) -> bool:
+        """Whether a scorer reads the small model's mean token probabilities."""
+        return reads_token_probability(*self.scorers)
 
     def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
         """Scores every step, by one scorer after the other."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from langchain_core.runnables import Runnable
 
 from trim_graph.errors import ScorerError
 
-from .base import ScorableStep, ScorerReply
+from .base import ScorableStep, ScorerReply, reads_token_probability
 from .capabilities import bound_setting, capable, chat_model_inside, continues_exactly
 
 TOP_LOGPROBS = 20
@@ -193,8 +194,31 @@ def reporting(
     window = getattr(scorer, "probability_window", None)
     if window is not None and bound_setting(model, "probability_window") != window:
         model = model.bind(probability_window=window)
-    if writer == "small" and getattr(scorer, "reads_token_probability", False):
-        known = "logprobs" in getattr(type(chat_model_inside(model)), "model_fields", {})
-        if known and not bound_setting(model, "logprobs"):
-            model = model.bind(logprobs=True)
+    if writer == "small" and reads_token_probability(scorer):
+        model = _reporting_probabilities(model)
+    return model
+
+
+def _reporting_probabilities(model: Runnable[Any, Any]) -> Runnable[Any, Any]:
+    """Returns a small model that reports its token probabilities, if it is known to take ``logprobs``."""
+    inside: Any = chat_model_inside(model)
+    asked: Any = getattr(inside, "model", None)
+    if isinstance(asked, Runnable):  # a model that continues by prompt asks another one
+        changed = _reporting_probabilities(asked)
+        if changed is asked or inside is not model:
+            return model
+        wrapper: Any = model
+        copied: Runnable[Any, Any] = wrapper.model_copy(update={"model": changed})
+        return copied
+    if bound_setting(model, "logprobs"):
+        return model
+    if "logprobs" in getattr(type(inside), "model_fields", {}):
+        return model.bind(logprobs=True)
+    warnings.warn(
+        "the scorer weighs the small model's token probabilities, which "
+        f"{type(inside or model).__name__} is not known to report; a step without one has the score of the "
+        "scorer's head alone (train scorer --no-token-probability makes such a scorer)",
+        RuntimeWarning,
+        stacklevel=2,
+    )
     return model

@@ -145,8 +145,11 @@ def create_trim_graph(
         "small": TokenCounter("small", small, count_tokens),
         "large": TokenCounter("large", large, count_tokens),
     }
-    small = reporting(_writer(small, delimiter, counters["small"]), scorer, "small")
-    large = reporting(_writer(large, delimiter, counters["large"]), scorer, "large")
+    try:
+        small = reporting(_writer(small, delimiter, counters["small"]), scorer, "small")
+        large = reporting(_writer(large, delimiter, counters["large"]), scorer, "large")
+    except ValueError as error:  # a trained scorer's file cannot be read
+        raise SettingsError(str(error)) from error
     builder = StateGraph(TrimState, TrimContext, input_schema=TrimInput, output_schema=TrimOutput)
     speculation = Speculation(small, scorer, routing, fixed.segmentation)
     if fixed.lookahead:

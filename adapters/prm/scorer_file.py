@@ -25,21 +25,28 @@ if TYPE_CHECKING:
     from trim_graph.adapters.settings import PRMSettings
 
 SCORER_FILE = "trim_scorer.json"
-_LEAST = 1e-6
-"""Distance that a probability keeps from 0 and 1 before its log-odds are taken."""
+LEAST_SCORE = 1e-6
+LEAST_TOKEN_PROBABILITY = 1e-3
+"""Distances that a score and a token probability keep from 0 and 1 before their log-odds are taken. Greedy
+steps often have a token probability near 1, which is not to outweigh any score."""
 
 
-def log_odds(probability: float) -> float:
-    """Returns the logarithm of the odds of a probability, which is finite also for 0 and 1."""
-    inside = min(max(probability, _LEAST), 1 - _LEAST)
+def log_odds(probability: float, least: float) -> float:
+    """Returns the logarithm of the odds of a probability.
+
+    Args:
+        probability: In [0, 1].
+        least: Distance that it keeps from 0 and 1.
+    """
+    inside = min(max(probability, least), 1 - least)
     return math.log(inside / (1 - inside))
 
 
 class Stacking(BaseModel):
     """A logistic regression of a step's label on the head's score and the mean token probability.
 
-    Both enter by their log-odds. Source: stacked generalization (Wolpert 1992), fitted on questions that the
-    head has not learned from.
+    Both enter by their log-odds. Source: stacked generalization (Wolpert 1992), fitted on the questions on
+    which the scorer is calibrated.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -54,8 +61,8 @@ class Stacking(BaseModel):
     def scores(self, scores: Sequence[float], steps: Sequence[str]) -> list[float]:
         """Returns the scores of steps from those of the head.
 
-        A step that another than the small model has written, and one whose token probability is not known,
-        keeps the head's score, which is calibrated by itself.
+        A step of another writer keeps the head's score, which is calibrated by itself; so does a step whose
+        token probability is not known.
 
         Args:
             scores: Scores of the head in [0, 1], one a step.
@@ -68,8 +75,8 @@ class Stacking(BaseModel):
             return score
         if step.mean_token_probability is None:
             return score
-        value = self.intercept + self.score * log_odds(score)
-        value += self.token_probability * log_odds(step.mean_token_probability)
+        value = self.intercept + self.score * log_odds(score, LEAST_SCORE)
+        value += self.token_probability * log_odds(step.mean_token_probability, LEAST_TOKEN_PROBABILITY)
         return 1 / (1 + math.exp(-max(value, -700.0)))
 
 

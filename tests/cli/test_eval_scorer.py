@@ -236,7 +236,9 @@ def test_a_scorer_that_weighs_token_probabilities_says_that_a_file_has_none(scor
     )
     result = run("eval-scorer", "traces.jsonl")
     assert result.exit_code == 0, result.output
-    assert "traces.jsonl: the scorer also weighs token probabilities, and no step has one" in result.stderr
+    assert (
+        "traces.jsonl: the scorer weighs token probabilities too, and 2 of 2 steps have none" in result.stderr
+    )
 
 
 def test_windows_of_collected_steps_are_rated(run, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from trim_graph.adapters.prm.scorer_file import Stacking
 from trim_graph.cli.train_scorer import weights_of_small
 from trim_graph.config import load_config
 from trim_graph.errors import SettingsError
@@ -78,6 +79,14 @@ def test_the_small_model_becomes_a_scorer_of_its_own_steps(labels, run, tmp_path
     rated = run("eval-scorer", labels, "--scorer", scorer, "--out", "rated")
     assert rated.exit_code == 0, rated.output
     assert "AUC within kinds of steps" in rated.stdout
+
+
+def test_a_head_that_adds_nothing_to_the_token_probability_is_reported(labels, run, monkeypatch):
+    useless = Stacking(intercept=0.1, score=0.0, token_probability=1.0)
+    monkeypatch.setattr("trim_graph.training.scorer.fit_stacking", lambda *_: useless)
+    result = run("train", "scorer", "--labels", "labels.jsonl", "--test", 0, "--out", "scorer")
+    assert result.exit_code == 0, result.output
+    assert "the head adds nothing to the token probability" in result.stdout
 
 
 def test_without_test_questions_the_card_says_what_the_figures_are_of(labels, run, tmp_path):

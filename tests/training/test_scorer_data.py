@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from trim_graph.errors import InputError
 from trim_graph.evaluation.scorer_metrics import labels_of_values
-from trim_graph.training.scorer_card import CalibrationSteps, calibration_steps, fit_platt, fit_stacking
+from trim_graph.training.scorer_card import (
+    LEAST_QUESTIONS,
+    CalibrationSteps,
+    calibration_steps,
+    fit_platt,
+    fit_stacking,
+)
 from trim_graph.training.scorer_data import (
     LabelledSteps,
     methods_of,
@@ -202,7 +208,8 @@ class TestStacking:
         rng = np.random.default_rng(0)
         logits, odds = rng.normal(size=n), rng.normal(size=n)
         right = rng.random(n) < 1 / (1 + np.exp(-(0.5 + logits + weight * odds)))
-        return CalibrationSteps(logits, right.astype(float), 1 / (1 + np.exp(-odds)), "labels")
+        questions = [str(at % 50) for at in range(n)]
+        return CalibrationSteps(logits, right.astype(float), 1 / (1 + np.exp(-odds)), questions, "labels")
 
     def test_weights_are_those_that_labels_were_drawn_with(self):
         found = fit_stacking(self.drawn(2.0), 1.0, 0.0)
@@ -219,6 +226,25 @@ class TestStacking:
 
     def test_a_token_probability_that_says_the_opposite_is_left_out(self):
         assert fit_stacking(self.drawn(-1.0), 1.0, 0.0) is None
+
+    def test_token_probabilities_that_say_nothing_are_left_out_but_for_chance(self):
+        stacked = 0
+        for seed in range(100):
+            rng = np.random.default_rng(seed)
+            steps = self.drawn(2.0, n=80)._replace(token_probabilities=rng.uniform(0.5, 1, 80))
+            stacked += fit_stacking(steps, 1.0, 0.0) is not None
+        assert stacked <= 10
+
+    @pytest.mark.parametrize("probability", [0.0, 0.3, 0.7, 0.99, 1.0])
+    def test_equal_token_probabilities_give_none(self, probability):
+        steps = self.drawn(2.0, n=77)._replace(token_probabilities=np.full(77, probability))
+        assert fit_stacking(steps, 1.0, 0.0) is None
+
+    def test_few_questions_give_none(self):
+        steps = self.drawn(2.0, n=500)
+        few = [str(at % (LEAST_QUESTIONS - 1)) for at in range(500)]
+        assert fit_stacking(steps, 1.0, 0.0) is not None
+        assert fit_stacking(steps._replace(questions=few), 1.0, 0.0) is None
 
     def test_unknown_token_probabilities_give_none(self):
         steps = self.drawn(2.0, n=50)

@@ -73,10 +73,11 @@ def run_eval_scorer(options: EvalScorerOptions) -> int:
         if any(one.left() for one in sets):
             scorer = load_scorer(config)
             for one in sets:
-                if reads_token_probability(scorer) and not one.has_token_probabilities():
+                unknown, total = one.without_token_probability()
+                if unknown and reads_token_probability(scorer):
                     print(
-                        f"{one.file}: the scorer also weighs token probabilities, and no step has one: its "
-                        "head alone is rated",
+                        f"{one.file}: the scorer weighs token probabilities too, and {unknown} of {total} "
+                        "steps have none: its head alone rates them",
                         file=sys.stderr,
                     )
             _rate(sets, scorer, options)
@@ -160,9 +161,10 @@ class _Set:
             if one.scores is not None:
                 yield scored_trace(index, solution, one.scores)
 
-    def has_token_probabilities(self) -> bool:
-        """Returns whether any step has a mean token probability."""
-        return any(one is not None for found in self.solutions() for one in found["token_probabilities"])
+    def without_token_probability(self) -> tuple[int, int]:
+        """Counts the steps without a mean token probability, and all steps."""
+        known = [one for found in self.solutions() for one in found["token_probabilities"]]
+        return sum(one is None for one in known), len(known)
 
     def check_reported(self, wanted_by: str, statistic: str) -> None:
         """Refuses a file in which no step has a statistic of its token probabilities.
@@ -175,7 +177,8 @@ class _Set:
             InputError: No step has it.
         """
         if statistic == "mean":
-            known, name, fix = self.has_token_probabilities(), "mean token probability", "logprobs: true"
+            unknown, total = self.without_token_probability()
+            known, name, fix = unknown < total, "mean token probability", "logprobs: true"
         else:
             windows = (one for found in self.solutions() for one in window_probabilities(found))
             known, name = any(one is not None for one in windows), "lowest window probability"

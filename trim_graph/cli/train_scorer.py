@@ -97,6 +97,11 @@ def _print(trained: TrainedScorer, options: ScorerOptions) -> None:
         print(f"  {name}: {text}")
     if trained.skipped:
         print(f"  left out as too long: {counted(trained.skipped, 'solution')}")
+    if trained.file.stacking is not None and trained.file.stacking.score == 0:
+        print(
+            "  the head adds nothing to the token probability, which needs no scorer of your own: "
+            "scorer: {type: token_probability}. Label more questions, or train more than the head (--tuning)"
+        )
     shown = _shown(trained.folder)
     print(
         f"written to {trained.folder}; in a configuration: scorer: {{type: transformers_prm, model: {shown}}}"

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from trim_graph.adapters.base import ScorableStep, as_scorer, read_scores
+from trim_graph.adapters.base import ScorableStep, as_scorer, read_scores, reads_token_probability
 from trim_graph.adapters.prm.formats import STEP_TOKENS
 from trim_graph.adapters.prm.scorer_file import FormatChoice, chosen_format
 from trim_graph.adapters.prm.scores import serve_options
@@ -283,7 +283,8 @@ async def ranking(subject: Subject) -> Finding:
     for sample in subject.samples:
         right.append((await _scores(subject, sample.question, sample.right_steps))[-1])
         wrong.append((await _scores(subject, sample.question, sample.wrong_steps))[-1])
-    subject.scores = right, wrong
+    if not reads_token_probability(as_scorer(subject.adapter)):  # else scores of runs lie elsewhere
+        subject.scores = right, wrong
     pairs = list(zip(right, wrong, strict=True))
     apart, turned = sum(r > w for r, w in pairs), sum(r < w for r, w in pairs)
     seen = f"{apart} of {len(pairs)} right steps score above their wrong form"
@@ -297,7 +298,7 @@ async def ranking(subject: Subject) -> Finding:
             "use a PRM whose label 1 means right, as in Qwen2.5-Math-PRM, or swap the labels in its config "
             "and head",
         )
-    if not _is_reward_model(subject):
+    if not _is_reward_model(subject) or reads_token_probability(as_scorer(subject.adapter)):
         return Finding.warning(
             f"{seen}, {means}", "such a scorer separates single steps poorly; measure it first"
         )
@@ -406,7 +407,10 @@ async def _serve_line(subject: Subject, *, plugin: bool) -> str:
 
 
 async def _scores(subject: Subject, question: str, steps: list[ScorableStep]) -> list[float]:
-    reply = read_scores(await as_scorer(subject.adapter).ascore(question, steps), len(steps))
+    scorer = as_scorer(subject.adapter)
+    if reads_token_probability(scorer):  # of a sample they say nothing: the head alone rates it
+        steps = [ScorableStep(step) for step in steps]
+    reply = read_scores(await scorer.ascore(question, steps), len(steps))
     subject.known.setdefault("input_tokens", {})[question, len(steps)] = reply.input_tokens
     return [float(score) for score in reply.scores]
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from trim_graph.adapters.prm.scorer_file import SCORER_FILE
 from trim_graph.budget import ModelPrice, Prices
 from trim_graph.config import Parts, TrimConfig
 from trim_graph.config.errors import explain_value
@@ -538,10 +539,25 @@ def identity_of(config: TrimConfig) -> dict[str, Any]:
         if whole[part] is not None:
             whole[part] = {key: value for key, value in whole[part].items() if key not in _INCIDENTAL}
     whole["policy"] = by_content(whole["policy"])
+    _add_scorer_files(whole["scorer"])
     for name, off in _OFF.items():  # then it changes nothing that is recorded
         if whole["settings"][name] == off:
             del whole["settings"][name]
     return whole
+
+
+def _add_scorer_files(scorer: Any) -> None:
+    """Adds to each trained scorer, at any depth, a digest of its `trim_scorer.json`."""
+    if isinstance(scorer, list):
+        for inner in scorer:
+            _add_scorer_files(inner)
+    if not isinstance(scorer, dict):
+        return
+    for inner in list(scorer.values()):
+        _add_scorer_files(inner)
+    place = scorer.get("tokenizer") or scorer.get("model")
+    if isinstance(place, str) and (file := Path(place) / SCORER_FILE).is_file():
+        scorer[SCORER_FILE] = hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def price_identity(prices: Prices) -> dict[str, Any]:

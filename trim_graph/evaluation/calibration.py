@@ -21,7 +21,14 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict
 
 from trim_graph.adapters import ScorableStep, ScorerReply
-from trim_graph.adapters.base import as_scorer, read_scores, reads_reports, step_facts, step_texts
+from trim_graph.adapters.base import (
+    as_scorer,
+    read_scores,
+    reads_reports,
+    reads_token_probability,
+    step_facts,
+    step_texts,
+)
 from trim_graph.errors import InputError, SettingsError, TrimError, counted
 from trim_graph.savings import LargeAlone
 from trim_graph.storage.journal import Journal, without_addresses
@@ -596,7 +603,6 @@ class CachedScorer:
 
     def __init__(self, scorer: Any) -> None:
         self.scorer = as_scorer(scorer)
-        self.reads_reports = reads_reports(self.scorer)
         self.known: dict[tuple[str, ...], ScorerReply] = {}
         self._recalled: dict[str, float] = {}
 
@@ -609,7 +615,7 @@ class CachedScorer:
     @property
     def reads_token_probability(self) -> bool:
         """Whether the scorer reads the small model's mean token probabilities."""
-        return bool(getattr(self.scorer, "reads_token_probability", False))
+        return reads_token_probability(self.scorer)
 
     def check_writer(self, writer: str, model: Any) -> None:
         """Has the scorer refuse a model that does not report what it reads."""
@@ -632,7 +638,7 @@ class CachedScorer:
 
     def _key(self, question: str, steps: Sequence[ScorableStep]) -> tuple[str, ...]:
         """Returns what the scores of steps depend on."""
-        reported = map(repr, step_facts(steps)) if self.reads_reports else ()
+        reported = map(repr, step_facts(steps)) if reads_reports(self.scorer) else ()
         return (question, *step_texts(steps), *reported)
 
     def draft_scores(self) -> list[float]:

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from trim_graph.adapters import ScorableStep
-from trim_graph.adapters.base import as_scorer, read_scores
+from trim_graph.adapters.base import as_scorer, read_scores, scorable_step
 from trim_graph.adapters.provider_errors import error_line
 from trim_graph.errors import InputError, SettingsError
 from trim_graph.policies.baselines import step_type_of
@@ -735,7 +735,8 @@ async def score_labelled(
 ) -> AsyncGenerator[Trace]:
     """Has a scorer rate every step, and yields traces in the order of the solutions.
 
-    All steps count as the small model's: that is what a policy is to judge. Nobody counted their tokens.
+    In the traces all steps count as the small model's: that is what a policy is to judge. Nobody counted
+    their tokens.
 
     Args:
         scorer: A `Scorer`, a Runnable, or a function of (question, steps).
@@ -770,13 +771,9 @@ async def score_labelled(
 
 
 def _to_be_rated(solution: LabelledSolution) -> list[ScorableStep]:
-    known = zip(
-        solution["steps"], solution["token_probabilities"], window_probabilities(solution), strict=True
-    )
-    return [
-        ScorableStep(text, mean_token_probability=mean, lowest_window_probability=lowest)
-        for text, mean, lowest in known
-    ]
+    if solution["trace"] is not None:
+        return [scorable_step(step) for step in solution["trace"]["steps"]]
+    return [ScorableStep(text) for text in solution["steps"]]
 
 
 def window_probabilities(solution: LabelledSolution) -> list[float | None]:

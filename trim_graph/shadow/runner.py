@@ -17,9 +17,10 @@ from langchain_core.runnables import Runnable
 from pydantic import ValidationError
 from typing_extensions import Unpack
 
-from trim_graph.adapters.base import AnyScorer, as_scorer
+from trim_graph.adapters.base import AnyScorer, as_scorer, reads_token_probability
 from trim_graph.adapters.by_name import as_chat_model
 from trim_graph.adapters.responses import CountTokens
+from trim_graph.adapters.token_confidence import reporting
 from trim_graph.budget import Budget, Prices, Quota
 from trim_graph.budget.ledger import Ledger, MemoryLedger
 from trim_graph.budget.usage import LargeUsage, large_usage
@@ -258,13 +259,21 @@ class Shadow(ShadowBase):
         self._graph = create_trim_graph(
             small, large, scorer, policy=self.policy, name="trim-shadow", **shared, **others
         )
+        self._scorer = None if scorer is None else as_scorer(scorer)
+        if self._scorer is not None and reads_token_probability(self._scorer):
+            if answers == "small" and own.run_rate < 1:
+                raise SettingsError(
+                    f"the scorer {scorer!r} weighs the small model's token probabilities, which an answer of "
+                    "the application does not have: set run_rate=1, or train the scorer with "
+                    "--no-token-probability"
+                )
+            small = reporting(small, self._scorer, "small")
         drafting: dict[str, Any] = {**others, "lookahead": False, "warm_large": False}
         drafting["on_small_error"] = "raise"
         # Without the large model: no answer of the policy small_only asks for one.
         self._drafts = create_trim_graph(
             small, small, policy=small_only(), name="trim-shadow-draft", count_tokens=count_tokens, **drafting
         )
-        self._scorer = None if scorer is None else as_scorer(scorer)
         self._count_tokens = count_tokens
         self._allowance = None
         if shadow_budget is not None:

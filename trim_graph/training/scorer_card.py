@@ -14,7 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from trim_graph.adapters.prm.scorer_file import ScorerFile, Stacking, log_odds
+from trim_graph.adapters.prm.scorer_file import (
+    LEAST_TOKEN_PROBABILITY,
+    ScorerFile,
+    Stacking,
+    log_odds,
+)
 from trim_graph.evaluation.baselines import step_pattern
 from trim_graph.evaluation.scorer_metrics import (
     against_token_probability,
@@ -77,12 +82,14 @@ class CalibrationSteps(NamedTuple):
         targets: In [0, 1].
         token_probabilities: Mean token probability of each step of the small model; NaN where it is not
             known, and of other writers.
+        questions: Question of each step.
         targets_are: ``labels`` or ``values``.
     """
 
     logits: Floats
     targets: Floats
     token_probabilities: Floats
+    questions: Sequence[str]
     targets_are: str
 
 
@@ -98,7 +105,7 @@ def calibration_steps(encoded: Sequence[Encoded], logits: Sequence[Floats], aske
 
     hard = all(one.solution.hard and one.solution.method not in _OF_VALUE for one in encoded)
     on_labels = asked == "label" or (asked == "auto" and hard)
-    found = list[tuple[float, float, float]]()
+    found, questions = list[tuple[float, float, float]](), list[str]()
     for one, values in zip(encoded, logits, strict=True):
         solution = one.solution
         targets: Sequence[float | None] = solution.targets
@@ -110,9 +117,12 @@ def calibration_steps(encoded: Sequence[Encoded], logits: Sequence[Floats], aske
             for probability, writer in zip(solution.token_probabilities, solution.writers, strict=True)
         ]
         steps = zip(values.tolist(), targets, probabilities, strict=True)
-        found += [(value, target, other) for value, target, other in steps if target is not None]
+        kept = [(value, target, other) for value, target, other in steps if target is not None]
+        found += kept
+        questions += [solution.question] * len(kept)
     rows = np.array(found, dtype=np.float64)
-    return CalibrationSteps(rows[:, 0], rows[:, 1], rows[:, 2], "labels" if on_labels else "values")
+    targets_are = "labels" if on_labels else "values"
+    return CalibrationSteps(rows[:, 0], rows[:, 1], rows[:, 2], questions, targets_are)
 
 
 def fit_platt(logits: Floats, targets: Floats) -> tuple[float, float]:
@@ -128,12 +138,20 @@ def fit_platt(logits: Floats, targets: Floats) -> tuple[float, float]:
     Returns:
         Scale and shift.
     """
-    (scale,), shift = _fit_logistic([logits], targets, least=1e-3)
+    (scale,), shift, _ = _fit_logistic([logits], targets, least=1e-3)
     return scale, shift
+
+
+LEAST_QUESTIONS = 10
+"""Questions below which no combination with token probabilities is fitted."""
+_CRITICAL = 3.84
+"""The 95 % quantile of chi-squared with one degree of freedom."""
 
 
 def fit_stacking(steps: CalibrationSteps, scale: float, shift: float) -> Stacking | None:
     """Fits the combination of the calibrated scores with the mean token probabilities.
+
+    The token probability is taken in where it improves the fit by a likelihood-ratio test at 5 %.
 
     Args:
         steps: Steps of validation questions.
@@ -141,30 +159,31 @@ def fit_stacking(steps: CalibrationSteps, scale: float, shift: float) -> Stackin
         shift: Their shift.
 
     Returns:
-        The combination; None where token probabilities are not known, or add nothing.
+        The combination; None where the token probabilities of fewer than `LEAST_QUESTIONS` questions are
+        known, are all the same, or add nothing.
     """
     import numpy as np
 
     known = ~np.isnan(steps.token_probabilities)
-    targets = steps.targets[known]
-    if not known.any() or targets.min() == targets.max():
+    questions = {one for one, kept in zip(steps.questions, known, strict=True) if kept}
+    if len(questions) < LEAST_QUESTIONS:
         return None
-    odds = np.array([log_odds(probability) for probability in steps.token_probabilities[known]])
-    (score, token_probability), intercept = _fit_logistic(
-        [scale * steps.logits[known] + shift, odds], targets, least=0.0
+    targets, logits = steps.targets[known], scale * steps.logits[known] + shift
+    odds = np.array(
+        [log_odds(one, LEAST_TOKEN_PROBABILITY) for one in steps.token_probabilities[known]], dtype=np.float64
     )
-    if token_probability < _NOTHING:
+    if np.ptp(odds) < 1e-6 or np.ptp(targets) == 0:
+        return None
+    *_, alone = _fit_logistic([logits], targets, least=0.0)
+    (score, token_probability), intercept, loss = _fit_logistic([logits, odds], targets, least=0.0)
+    if not token_probability or 2 * len(targets) * (alone - loss) < _CRITICAL:
         return None
     return Stacking(intercept=intercept, score=score, token_probability=token_probability)
 
 
-_NOTHING = 1e-3
-"""Weight of the token probability below which a scorer does without it."""
-
-
 def _fit_logistic(
     features: Sequence[Floats], targets: Floats, *, least: float
-) -> tuple[tuple[float, ...], float]:
+) -> tuple[tuple[float, ...], float, float]:
     """Fits a logistic regression by the least cross entropy.
 
     Targets are smoothed as by Platt: (n + 1) / (n + 2) for n right steps and 1 / (n + 2) for n wrong ones, so
@@ -176,7 +195,7 @@ def _fit_logistic(
         least: Least weight of a feature times its spread.
 
     Returns:
-        One weight a feature, and the constant term.
+        One weight a feature, the constant term, and the mean cross entropy in nats.
     """
     import numpy as np
     from scipy.optimize import minimize  # type: ignore[import-untyped]
@@ -196,7 +215,7 @@ def _fit_logistic(
     bounds = [(least, None)] * len(features) + [(None, None)]
     found = minimize(loss, np.append(spreads, 0.0), jac=True, bounds=bounds)
     weights = (found.x[:-1] / spreads).tolist()
-    return tuple(weights), float(found.x[-1])
+    return tuple(weights), float(found.x[-1]), float(found.fun)
 
 
 def measure(measured: Measured, *, pattern: str | None, seed: int) -> dict[str, Any]:
@@ -329,7 +348,10 @@ def _stacking_row(file: ScorerFile) -> list[str]:
     if file.stacking is None:
         return []
     weights = f"{file.stacking.score:.3g} and {file.stacking.token_probability:.3g}"
-    return [f"| combined with | the mean token probability, by log-odds; weights {weights} |"]
+    return [
+        f"| combined with | the mean token probability, by log-odds; weights {weights} |",
+        "| needs | the token probabilities of the small model that wrote the labelled steps (`logprobs`) |",
+    ]
 
 
 def _bin_row(one: dict[str, Any]) -> str:
@@ -341,8 +363,8 @@ def _notes(measured: Measured) -> list[str]:
     lines = ["In brackets 95 % intervals, by bootstrap over solutions or questions."]
     if measured.held_out_is == "validation":
         lines.append(
-            "These questions also served early stopping, calibration and the threshold, so the metrics are "
-            "somewhat too good."
+            "These questions also served early stopping, calibration, the combination with token "
+            "probabilities and the threshold, so the metrics are somewhat too good."
         )
     if not all(one.hard for one, _ in measured.held_out):
         lines.append("Where no label is known, a step counts as right if its value is 0.5 or more.")

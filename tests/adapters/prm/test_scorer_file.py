@@ -2,18 +2,28 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from langchain_core.language_models import FakeListChatModel
 from transformers import GPT2Config, LlamaConfig, Qwen2Config, T5Config
 
 from tests import tiny_prms
 from tests.tiny_prms import QUESTION, TEXTS
-from trim_graph import ScorableStep, create_trim_graph
-from trim_graph.adapters import ChatTransformers, MinimumScorer, TransformersProcessReward, VLLMProcessReward
+from trim_graph import ScorableStep, Shadow, create_trim_graph
+from trim_graph.adapters import (
+    CascadeScorer,
+    ChatTransformers,
+    ContinueByPrompt,
+    MinimumScorer,
+    TransformersProcessReward,
+    VLLMProcessReward,
+)
 from trim_graph.adapters.base import reads_reports
+from trim_graph.adapters.capabilities import bound_setting
 from trim_graph.adapters.model_source import load_tokenizer
 from trim_graph.adapters.prm.formats import TrimPRMFormat
 from trim_graph.adapters.prm.heads import linear_scorer
@@ -25,6 +35,10 @@ from trim_graph.adapters.prm.scorer_file import (
     chosen_format,
 )
 from trim_graph.adapters.settings import TransformersPRMSettings
+from trim_graph.adapters.token_confidence import reporting
+from trim_graph.config import example_config
+from trim_graph.errors import SettingsError
+from trim_graph.evaluation.arms import identity_of
 from trim_graph.evaluation.calibration import CachedScorer
 from trim_graph.examples import arithmetic
 from trim_graph.policies import threshold
@@ -153,6 +167,58 @@ class TestStacking:
         assert scores == sorted(scores)
         assert scores[0] < 0.01
         assert scores[-1] > 0.99
+
+    def test_a_certain_step_outweighs_no_score_by_more_than_a_bound(self):
+        certain, bounded = (
+            STACKING.scores([0.01], [ScorableStep("a", mean_token_probability=one)]) for one in (1.0, 0.999)
+        )
+        assert certain == bounded
+
+    def test_a_scorer_within_others_is_read_anew_where_its_file_comes_later(self, tmp_path):
+        folder = tiny_prms.save_trim(tmp_path / "later")
+        scorer = TransformersProcessReward(folder)
+        others = [CachedScorer(scorer), MinimumScorer(scorer, scorer), CascadeScorer(scorer, scorer)]
+        assert not any(one.reads_token_probability for one in others)
+        written(stacking=STACKING).write(folder)
+        assert all(one.reads_token_probability and reads_reports(one) for one in others)
+
+    def test_a_model_that_continues_by_prompt_has_its_own_model_asked(self, scorer):
+        class Hosted(FakeListChatModel):
+            logprobs: bool | None = None
+
+        small = ContinueByPrompt(Hosted(responses=["x"]))
+        assert bound_setting(reporting(small, scorer, "small").model, "logprobs") is True
+        assert reporting(small, scorer, "large") is small
+
+    def test_a_small_model_that_is_not_known_to_report_them_is_named(self, scorer):
+        with pytest.warns(RuntimeWarning, match="which FakeListChatModel is not known to report"):
+            reporting(FakeListChatModel(responses=["x"]), scorer, "small")
+
+    def test_a_damaged_file_is_a_settings_error_of_the_graph(self, scorer):
+        small, large = (
+            ChatTransformers(model=str(folder)) for folder in (arithmetic.SMALL, arithmetic.LARGE)
+        )
+        (Path(scorer.model) / SCORER_FILE).write_text("{}")
+        with pytest.raises(SettingsError, match=r"trim_scorer\.json of .* is not a trained scorer's"):
+            create_trim_graph(small, large, scorer, policy=threshold(0.5))
+
+    def test_a_changed_file_is_another_scorer_for_an_evaluation(self, scorer):
+        def identity():
+            parts = {"scorer": {"type": "transformers_prm", "model": scorer.model}, "policy": "small_only"}
+            return identity_of(example_config(parts))
+
+        before = identity()
+        written(stacking=None).write(Path(scorer.model))
+        assert identity() != before
+
+    def test_a_shadow_of_answers_without_token_probabilities_is_refused(self, scorer, tmp_path):
+        small, large = (
+            ChatTransformers(model=str(folder)) for folder in (arithmetic.SMALL, arithmetic.LARGE)
+        )
+        record = str(tmp_path / "shadow.jsonl")
+        with pytest.raises(SettingsError, match="which an answer of the application does not have"):
+            Shadow(small, large, scorer, policy=threshold(0.5), answers="small", record=record)
+        Shadow(small, large, scorer, policy=threshold(0.5), answers="large", record=record).close()
 
     def test_scorers_that_keep_scores_tell_reports_apart(self, scorer, tmp_path):
         assert reads_reports(scorer)
