@@ -152,10 +152,9 @@ class ScorerTraining(Bounded):
     """Target of the calibration. The values of those methods are no probability that a step is right."""
     token_probability: bool = setting(
         True,
-        help="Combine scores with the small model's token probabilities, which it must then report "
-        "(logprobs: true).",
+        help="Combine scores with the small model's token probabilities where that improves them.",
     )
-    """It is the mean of a step's tokens, and used if the labels have it and it adds something."""
+    """It is the mean of a step's tokens; see `trim_graph.training.scorer_card.fit_stacking`."""
     pattern: str | None = setting(
         None, help="Regular expression that finds the kind of a step, for the card."
     )
