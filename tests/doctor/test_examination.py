@@ -14,6 +14,7 @@ from trim_graph.doctor.examination import (
     checks_of,
     examine,
     graph,
+    ranking,
     segmentation,
     thresholds,
     tokenizer,
@@ -147,6 +148,25 @@ def test_a_scorer_behind_a_server_for_generation_is_examined_as_one():
     assert names[:4] == ["server", "key", "model", "tokenizer"]
     assert {"scores", "right and wrong", "prefix cache"} <= set(names)
     assert not {"pooling", "step token", "continuation"} & set(names)
+
+
+async def test_a_scorer_that_weighs_token_probabilities_is_judged_by_its_head_with_caution():
+    class Weighing(ScriptedScorer):
+        reads_token_probability = True
+
+        def score(self, question, steps):
+            assert all(step.mean_token_probability is None for step in steps)
+            return super().score(question, steps)
+
+    subject = subject_of("scorer", config(scorer=PRM).scorer, FileSettings(), Budget(), 3.0)
+    subject.samples, subject.adapter = GENERAL, Weighing({})
+    finding = await ranking(subject)
+    assert (finding.status, subject.scores) == ("warning", None)
+    assert "measure it first" in finding.fix
+    subject.adapter = ScriptedScorer({})
+    finding = await ranking(subject)
+    assert finding.status == "error"
+    assert subject.scores is not None
 
 
 async def test_a_reward_model_that_is_no_chat_needs_no_chat_template(tmp_path):
