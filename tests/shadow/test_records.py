@@ -28,6 +28,28 @@ def test_what_was_written_is_read_back_in_order(tmp_path, name):
     assert [record["application"] for record in read_shadow(tmp_path / name)] == ["large"] * 5 + ["small"]
 
 
+def test_writers_that_make_one_database_at_the_same_time_do_not_refuse_each_other(tmp_path):
+    refused = []
+
+    def write(file, barrier):
+        barrier.wait()
+        try:
+            open_sink(file).close()
+        except SettingsError as error:
+            refused.append(error)
+
+    for number in range(30):
+        barrier = threading.Barrier(6)
+        threads = [
+            threading.Thread(target=write, args=(tmp_path / f"{number}.db", barrier)) for _ in range(6)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not refused
+
+
 @pytest.mark.parametrize("name", ["shadow.jsonl", "shadow.db"])
 def test_several_writers_do_not_mix_their_records(tmp_path, name):
     def write():

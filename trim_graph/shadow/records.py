@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol, TypedDict, cast
 from trim_graph.errors import InputError, SettingsError
 from trim_graph.storage.journal import to_line
 from trim_graph.storage.rows import read_rows
+from trim_graph.storage.sqlite_file import make_file
 
 VERSION = 1
 DATABASES = (".db", ".sqlite", ".sqlite3")
@@ -199,10 +200,15 @@ class Database:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
+        try:
+            if not path.exists():
+                make_file(path)  # two writers that switch a new file to WAL at once refuse each other
+        except (OSError, sqlite3.Error) as error:
+            raise SettingsError(f"record {path} cannot be opened as SQLite: {error}") from error
         self._connect()
         try:
             with self._connection:
-                self._connection.execute("PRAGMA journal_mode=WAL")
+                self._connection.execute("PRAGMA journal_mode=WAL")  # where the file could not be made so
                 self._connection.execute(
                     f"CREATE TABLE IF NOT EXISTS {_TABLE} "
                     "(id TEXT PRIMARY KEY, at TEXT, application TEXT, kind TEXT, record TEXT)"

@@ -77,7 +77,7 @@ def open_file(
     file = Path(path)
     try:
         if not file.exists():
-            _make(file)
+            make_file(file)
         size = file.stat().st_size if file.exists() else None
     except (OSError, sqlite3.OperationalError) as error:
         raise SettingsError(f"the {what} {path} cannot be opened: {error}") from error
@@ -94,7 +94,7 @@ def open_file(
         raise StorageError(f"the {what} {path} cannot be opened: {wrong}")
 
 
-def _make(file: Path) -> None:
+def make_file(file: Path) -> None:
     """Creates an empty database in one step, so that other processes see no file or a complete one."""
     beside = file.with_name(f"{file.name}.{os.getpid()}-{threading.get_ident()}.new")
     try:

@@ -87,7 +87,8 @@ def widen(
         if file.suffix != ".safetensors":
             shutil.copy(file, target)
     torch.manual_seed(0)
-    wider = _Wider(config, shape, load_file(source / "model.safetensors", device=device))
+    stored = load_file(source / "model.safetensors", device=device)
+    wider = _Wider(config, shape, {name: weight.float() for name, weight in stored.items()})
     weights = {name: value.to(dtype).cpu() for name, value in wider.weights()}
     save_file(weights, target / "model.safetensors", {"format": "pt"})
     (target / "config.json").write_text(json.dumps(wider.config(dtype), indent=1), "utf-8")
