@@ -24,6 +24,7 @@ def cluster() -> Iterator[str]:
     pytest_socket.enable_socket()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # a token in the home of whoever tests changes nothing
         cluster_utils = pytest.importorskip("ray.cluster_utils")
         node = {"num_cpus": 2, "num_gpus": 0, "object_store_memory": 80 * 2**20}
         started = cluster_utils.Cluster(
@@ -40,4 +41,4 @@ def cluster() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
     """Of a command that is called."""
-    return {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
+    return {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "200", "RAY_AUTH_MODE": "disabled"}

@@ -329,7 +329,7 @@ def test_the_job_of_the_guide_has_a_cluster_of_its_nodes(environment, tmp_path):
     result = subprocess.run(
         ["bash", "run.sbatch"],
         cwd=tmp_path,
-        env={**environment, **slurm, "PATH": path},
+        env={**environment, **slurm, "PATH": path, "HOME": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -340,3 +340,4 @@ def test_the_job_of_the_guide_has_a_cluster_of_its_nodes(environment, tmp_path):
     assert given[0] == "eval"
     assert given[given.index("--ray-workers") + 1] == "2"
     assert cpus == [2.0, 2.0]
+    assert (tmp_path / ".ray/auth_token").is_file()
