@@ -145,9 +145,9 @@ def create_trim_graph(
         "small": TokenCounter("small", small, count_tokens),
         "large": TokenCounter("large", large, count_tokens),
     }
+    small, large = _writer(small, delimiter, counters["small"]), _writer(large, delimiter, counters["large"])
     try:
-        small = reporting(_writer(small, delimiter, counters["small"]), scorer, "small")
-        large = reporting(_writer(large, delimiter, counters["large"]), scorer, "large")
+        small, large = reporting(small, scorer, "small"), reporting(large, scorer, "large")
     except ValueError as error:  # a trained scorer's file cannot be read
         raise SettingsError(str(error)) from error
     builder = StateGraph(TrimState, TrimContext, input_schema=TrimInput, output_schema=TrimOutput)

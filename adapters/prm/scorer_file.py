@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -138,10 +139,17 @@ def read_scorer_file(place: str, *, download: bool = True) -> ScorerFile | None:
         file = None if found is None else Path(found)
     if file is None:
         return None
+    state = file.stat()
     try:
-        return ScorerFile.model_validate_json(file.read_text("utf-8"))
+        return _parsed(file, state.st_mtime_ns, state.st_size)
     except (ValidationError, UnicodeDecodeError) as error:
         raise ValueError(f"{SCORER_FILE} of {place} is not a trained scorer's: {error}") from error
+
+
+@lru_cache(maxsize=64)
+def _parsed(file: Path, changed_ns: int, size: int) -> ScorerFile:
+    """Reads a file; one that has not changed is read once, since each score depends on what it says."""
+    return ScorerFile.model_validate_json(file.read_text("utf-8"))
 
 
 class FormatChoice(NamedTuple):

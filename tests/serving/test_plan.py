@@ -484,8 +484,8 @@ def test_the_python_of_the_readme_has_the_models_of_the_example():
     exec(compile(blocks[0], "README.md", "exec"), names)
     config = load_config(EXAMPLES / "arithmetic_cpu.yaml")
     for part in ("small", "large", "scorer"):
-        given, told = names[part], getattr(config, part)
-        assert (given.model, given.base_url) == (told.model, told.base_url)
+        given, configured = names[part], getattr(config, part)
+        assert (given.model, given.base_url) == (configured.model, configured.base_url)
     settings = config.settings.model_dump(exclude_unset=True) | {"large_tokens": config.budget.large_tokens}
     assert all(f"{name}={value}" in blocks[0] for name, value in settings.items())
 

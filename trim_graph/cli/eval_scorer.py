@@ -72,9 +72,9 @@ def run_eval_scorer(options: EvalScorerOptions) -> int:
             one.open(folder, stack)
         if any(one.left() for one in sets):
             scorer = load_scorer(config)
-            for one in sets:
+            for one in sets if reads_token_probability(scorer) else ():
                 unknown, total = one.without_token_probability()
-                if unknown and reads_token_probability(scorer):
+                if unknown:
                     print(
                         f"{one.file}: the scorer weighs token probabilities too, and {unknown} of {total} "
                         "steps have none: its head alone rates them",

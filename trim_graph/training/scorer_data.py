@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from trim_graph.adapters.base import ScorableStep, scorable_step
+from trim_graph.adapters.base import ScorableStep
+from trim_graph.budget.usage import StepWriter
 from trim_graph.errors import InputError, counted
 from trim_graph.evaluation.scorer_metrics import RIGHT_FROM, Rated, labels_from, labels_of_values
 from trim_graph.evaluation.traces import Trace, read_traces
@@ -44,7 +45,7 @@ class LabelledSteps:
     token_probabilities: tuple[float | None, ...]
     method: str
     dataset: str
-    writers: tuple[str, ...]
+    writers: tuple[StepWriter, ...]
 
     @property
     def labelled(self) -> int:
@@ -55,7 +56,7 @@ class LabelledSteps:
         """Returns the steps as a scorer gets them."""
         known = zip(self.steps, self.writers, self.token_probabilities, strict=True)
         return [
-            scorable_step({"text": text, "writer": writer, "mean_token_probability": probability})
+            ScorableStep(text, writer, mean_token_probability=probability)
             for text, writer, probability in known
         ]
 
