@@ -17,18 +17,16 @@ from trim_graph.calls.model_call import (
     StepCall,
     WriterModel,
     amake_step,
-    deadline_passed,
     make_step,
     notes_on,
     prepare_step,
-    skip_call,
     usage_with_reply,
 )
 from trim_graph.calls.speculation import Speculation
 from trim_graph.calls.warming import Warming
 from trim_graph.routing import RunView
-from trim_graph.routing.drafts import parse_draft, partial_tokens, why_no_step
-from trim_graph.routing.router import MAX_ATTEMPTS, MAX_IDLE, request_after_draft
+from trim_graph.routing.drafts import MAX_IDLE, next_attempt, parse_draft, partial_tokens, why_no_step
+from trim_graph.routing.router import request_after_draft
 from trim_graph.runtime import CallNode, Invocation, emit
 from trim_graph.segmentation import Segmentation
 from trim_graph.state import Failure, Probe, StepRequest, TrimState
@@ -68,8 +66,7 @@ def generate_step_node(
             charge = charge_interrupted_calls(state, stored_calls(state, config), invocation)
             if charge:
                 return _charged_first(state, charge)
-        call = prepare(state, config, invocation)
-        return skip_call(call) if deadline_passed(call) else make_step(call, ledger, _apply_reply)
+        return make_step(prepare(state, config, invocation), ledger, _apply_reply)
 
     async def arun(state: TrimState, config: RunnableConfig, invocation: Invocation | None) -> dict[str, Any]:
         if state.get("in_flight") is not None:
@@ -77,8 +74,6 @@ def generate_step_node(
             if charge:
                 return _charged_first(state, charge)
         call = prepare(state, config, invocation)
-        if deadline_passed(call):
-            return skip_call(call)
         if warming is not None and "warm" in call.request:
             warming.start(call.view, config, invocation)
         if call.writer == "small" and speculation is not None and call.settings.lookahead:
@@ -137,7 +132,7 @@ def _apply_reply(call: StepCall, message: Any, reply: Reply, seconds: float) -> 
             if after is not request:
                 update["request"] = after
     elif reply.end == "eos" and call.previous is not None:
-        update["stopped"] = "finished"
+        update["request"] = StepRequest(**{**request, "ended": True})
     else:
         update |= _without_step(call, reply, usage, metadata)
     return update
@@ -165,19 +160,12 @@ def _apply_probe(call: StepCall, message: AIMessage) -> StepRequest:
 
 def _without_step(call: StepCall, reply: Reply, usage: Usage, metadata: dict[str, Any]) -> dict[str, Any]:
     """Returns the update after a reply without a step: another attempt after its text, or a failure."""
-    request, text = call.request, reply.text + reply.separator
-    partial_text, attempt = request["partial_text"] + text, request["attempt"] + 1
-    if metadata.get("continuation") == "prompt":  # a prompt shows the model no blank lines
-        text = text.strip()
-    most = MAX_ATTEMPTS if text else MAX_IDLE
-    only_reasoning = reply.end == "length" and not text.strip() and reply.reasoning_tokens > 0
-    if reply.end != "eos" and not only_reasoning and attempt < most:
-        again = StepRequest(**{**request, "partial_text": partial_text, "attempt": attempt})
-        if partial_text:
-            again["partial_tokens"] = request.get("partial_tokens", 0) + reply.output_tokens
+    by_prompt = metadata.get("continuation") == "prompt"
+    again = next_attempt(call.request, reply, by_prompt=by_prompt)
+    if again is not None:
         return {"request": again}
-    written = partial_text if text else request["partial_text"].strip()
-    return _no_step(call, usage, why_no_step(reply, written, timed_out=bool(metadata.get("timed_out"))))
+    timed_out = bool(metadata.get("timed_out"))
+    return _no_step(call, usage, why_no_step(call.request, reply, by_prompt=by_prompt, timed_out=timed_out))
 
 
 def _no_step(call: StepCall, usage: Usage, why: str) -> dict[str, Any]:

@@ -15,13 +15,13 @@ from langchain_core.runnables.config import set_config_context
 
 from trim_graph.adapters.base import ScorableStep, Scorer, read_scores, scorable_step
 from trim_graph.budget.usage import add_usage, attempts_of, charge_scorer
-from trim_graph.calls.model_call import error_has_fallback, failure, note_full, note_origin
+from trim_graph.calls.model_call import NEVER_CAUGHT, failure, note_origin
 from trim_graph.calls.speculation import Speculation
 from trim_graph.errors import FailedAttempts, is_context_full
 from trim_graph.routing import RunView
-from trim_graph.routing.router import request_without_decision
+from trim_graph.routing.router import way_out
 from trim_graph.runtime import GRACE, CallNode, Invocation, call_with_timeout, emit, tagged
-from trim_graph.state import Draft, Step, TrimState
+from trim_graph.state import Draft, Failure, Step, TrimState
 
 
 def score_step_node(
@@ -84,20 +84,23 @@ def _handle_error(
         Exception: The error itself, if the settings declare no way out.
     """
     state, left = view.state, view.seconds_left
+    used = add_usage(view.usage, {"seconds": seconds})
     if isinstance(error, TimeoutError) and left is not None and seconds >= left:
-        return _unrated(state, seconds)
-    full = is_context_full(error)
-    if not error_has_fallback(error, "scorer", view.settings):
-        if not (full and solution and view.steps):
-            note_origin(error, "scorer", scorer, view, solution=solution)
-            raise error
-        notes = note_full(state["notes"], "scorer")
-        return {**_unrated(state, seconds), "notes": notes, "stopped": "length"}
+        late = Failure(part="scorer", error="the limit on seconds cut it off", timed_out=True)
+        return {"failed": late, "usage": used}
+    failed = failure(error, "scorer", context_full=is_context_full(error))
+    way = way_out(failed, view.settings, view.steps, solution=solution)
+    if way is None or isinstance(error, NEVER_CAUGHT):
+        note_origin(error, "scorer", scorer, view, solution=solution)
+        raise error
+    if way == "end":
+        return {"failed": failed, "usage": used}
+    emit("failed", part="scorer", error=failed["error"])
     lost = attempts_of(error)
     # A scorer that reports no usage at all, such as a function, has nothing left to report.
     unreported = lost["unknown"] and getattr(error, "attempts", None)
     return {
-        "failed": failure(error, "scorer", context_full=full),
+        "failed": failed,
         "usage": charge_scorer(view.usage, seconds, lost, failed=True),
         **(_note_unreported(state) if unreported else {}),
     }
@@ -115,16 +118,6 @@ def _note_unreported(state: TrimState) -> dict[str, Any]:
 def _quiet(config: RunnableConfig) -> AbstractContextManager[Context]:
     """Sets tags that keep the tokens of a scorer's own model, such as an LLM judge, out of the stream."""
     return set_config_context(tagged(config, "nostream", "trim:score"))
-
-
-def _unrated(state: TrimState, seconds: float) -> dict[str, Any]:
-    """Returns the update that has the draft accepted without a score, as no time or context is left."""
-    request = state["request"]
-    assert request is not None
-    return {
-        "request": request_without_decision(request),
-        "usage": add_usage(state["usage"], {"seconds": seconds}),
-    }
 
 
 def _scorable(view: RunView) -> list[ScorableStep]:

@@ -119,6 +119,8 @@ class StepRequest(TypedDict):
     """Explanation of the step; absent if a decision on the draft will give it."""
     interrupted: NotRequired[bool]
     """A crash interrupted the call and was charged; `route` requests it again within what is left."""
+    ended: NotRequired[bool]
+    """The writer ended the solution in place of another step."""
     warm: NotRequired[WarmMark]
     """Present if `usage` is charged for a call that warms the large model's cache, which is to be started."""
 
@@ -143,6 +145,8 @@ class Failure(TypedDict):
     """Whether the model answered without a step; ``error`` says what its answers held."""
     context_full: NotRequired[bool]
     """Whether the conversation and the steps fill the model's context."""
+    timed_out: NotRequired[bool]
+    """Whether the limit on seconds cut the call off."""
 
 
 class PendingInterrupt(TypedDict):

@@ -22,7 +22,7 @@ from trim_graph.budget import Budget
 from trim_graph.calls import model_call
 from trim_graph.errors import ChatModelContractError
 from trim_graph.policies import large_only, small_only
-from trim_graph.routing.router import MAX_ATTEMPTS, MAX_IDLE
+from trim_graph.routing.drafts import MAX_ATTEMPTS, MAX_IDLE
 from trim_graph.testing import ScriptedChatModel
 
 THREAD = {"configurable": {"thread_id": "1"}}

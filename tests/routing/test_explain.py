@@ -241,7 +241,8 @@ def test_a_draft_without_time_for_a_decision_says_so():
 
 
 def test_a_draft_that_fills_the_scorers_context_says_so():
-    why = accepted(draft=draft(), request=step_request(), stopped="length")
+    full = {**SCORER_FAILED, "context_full": True}
+    why = accepted(draft=draft(), request=step_request(), failed=full)
     assert why == "the scorer's context is full: the small model's draft stays without a score"
 
 

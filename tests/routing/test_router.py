@@ -39,6 +39,7 @@ from trim_graph.routing.router import (
     RECURSION_FLOOR,
     SCORED_ROUND,
     Event,
+    way_out,
 )
 from trim_graph.settings import Settings
 from trim_graph.state import SCHEMA_VERSION, Draft, StepRequest, TrimState, reduce_state
@@ -499,11 +500,59 @@ def test_a_run_whose_scorer_fails_at_its_deadline_ends_with_the_draft():
     assert (str(ruling), ruling.texts, ruling.decision) == ("end: deadline", ["a draft"], None)
 
 
-def test_a_run_that_was_stopped_meanwhile_ends_for_that_reason_with_the_draft():
-    ruling = route(draft=draft(0.9), stopped="length")
+def test_a_run_whose_call_the_limit_on_seconds_cut_off_ends_at_its_deadline():
+    late = {"failed": {**SMALL_FAILED, "timed_out": True}, "request": step_request()}
+    assert str(route(on_small_error="large", **late)) == "end: deadline"
+
+
+def test_a_run_whose_scorer_the_limit_on_seconds_cut_off_ends_with_the_draft():
+    late = {"failed": {**SCORER_FAILED, "timed_out": True}, "request": step_request()}
+    ruling = route(draft=draft(), on_scorer_error="regenerate", **late)
+    assert (str(ruling), ruling.texts, ruling.decision) == ("end: deadline", ["a draft"], None)
+    assert str(route(draft=draft(end="eos"), **late)) == "end: finished"
+
+
+def test_a_solution_that_fills_the_small_models_context_ends_with_its_steps():
+    full = {"failed": {**SMALL_FAILED, "context_full": True}, "request": step_request()}
+    ruling = route(**full)
+    assert (str(ruling), ruling.texts) == ("end: length", [])
+    assert ruling.notes == "the context of the small model is full: the solution ends here"
+    assert str(route(on_small_error="large", **full)) == "large step"
+
+
+def test_a_solution_that_fills_the_scorers_context_ends_with_the_draft():
+    full = {"failed": {**SCORER_FAILED, "context_full": True}, "request": step_request()}
+    ruling = route(draft=draft(), **full)
     assert (str(ruling), ruling.texts) == ("end: length", ["a draft"])
-    assert str(route(stopped="deadline")) == "end: deadline"
-    assert str(route(draft=draft(0.9, end="eos"), stopped="deadline")) == "end: finished"
+    assert str(route(draft=draft(end="eos"), **full)) == "end: finished"
+
+
+def test_a_solution_that_its_writer_ends_in_place_of_a_step_is_finished():
+    for attempt in (0, 1):
+        ended = {**step_request(), "attempt": attempt, "ended": True}
+        assert str(route(request=StepRequest(**ended))) == "end: finished"
+
+
+WAYS_OUT = [
+    ({"part": "small"}, {}, None),
+    ({"part": "small"}, {"on_small_error": "large"}, "continue"),
+    ({"part": "large"}, {"on_large_error": "raise"}, None),
+    ({"part": "large", "context_full": True}, {"on_large_error": "raise"}, "continue"),
+    ({"part": "large", "exhausted_limit": "large_calls"}, {"on_large_error": "raise"}, "continue"),
+    ({"part": "small", "context_full": True}, {}, "end"),
+    ({"part": "scorer", "context_full": True}, {"on_scorer_error": "raise"}, "end"),
+    ({"part": "scorer", "context_full": True}, {"on_scorer_error": "accept"}, "continue"),
+]
+
+
+@pytest.mark.parametrize(("failed", "settings", "way"), WAYS_OUT)
+def test_a_failure_has_the_way_out_that_settings_and_steps_leave(failed, settings, way):
+    failure, chosen = {"error": "E", **failed}, Settings(**settings)
+    assert way_out(failure, chosen, [step()]) == way
+    assert way_out(failure, chosen, []) == (None if way == "end" else way)
+    if failed.get("context_full") and failed["part"] == "large":
+        way = None  # an agent's turn does not end for a full context: its conversation may be shortened
+    assert way_out(failure, chosen, [step()], solution=False) == (None if way == "end" else way)
 
 
 SAME = "The very same long words again."
@@ -1105,7 +1154,7 @@ def test_no_step_is_written_ahead_where_another_writer_may_follow_or_no_draft_wa
     [
         ({"draft": draft(end="eos")}, "end: finished"),
         ({"draft": draft(), "max_steps": 3}, "end: max_steps"),
-        ({"draft": draft(), "stopped": "length"}, "end: length"),
+        ({"draft": draft(), "max_tokens": 30}, "end: max_tokens"),
         ({"draft": draft(), "remaining_steps": SCORED_ROUND + 1}, "end: recursion_limit"),
         ({"draft": draft(), "remaining_steps": SCORED_ROUND + 2}, "small draft"),
         ({"draft": draft(), "budget": Budget(large_calls=0, on_exhausted="stop")}, "small draft"),

@@ -275,6 +275,7 @@ class TurnRouting:
             return None
         self.untried = rest
         seen = failure(error, call.writer)["error"]
+        emit("failed", part=call.writer, error=seen)
         note = f"the {call.writer} model failed, so its fallback was asked: {seen}"
         notes = call.notes if note in call.notes else [*call.notes, note]
         return {"usage": usage, "draft": None, "request": request, "notes": notes}

@@ -51,6 +51,7 @@ from trim_graph.errors import (
 from trim_graph.prompt_size import sent_prompt_bound
 from trim_graph.routing import RunView
 from trim_graph.routing.drafts import partial_tokens
+from trim_graph.routing.router import way_out
 from trim_graph.runtime import GRACE, Invocation, call_with_timeout, emit, tagged
 from trim_graph.segmentation import Segmentation, cut_text, join_steps, partial_text_counts, stop_arguments
 from trim_graph.settings import Settings
@@ -655,7 +656,7 @@ def charged(call: Call, update: Update) -> Update:
         _remember(call, update["usage"], raised=False)
         update = update | {"charged_call": call.id}
     tokens = unreported_tokens(update["usage"], writer) - unreported_tokens(call.usage, writer)
-    if not tokens or update.get("stopped") == "deadline":  # the deadline has its own note
+    if not tokens or "timed_out" in (update.get("failed") or ()):  # which has its own note
         return update
     note = charge_note(writer, "did not report all that it had generated", tokens)
     return update if note in update.get("notes", call.notes) else add_note(call, update, note)
@@ -717,17 +718,6 @@ def usage_before_fallback(call: Call, error: Exception, seconds: float) -> Usage
 # When there is no answer
 
 
-def deadline_passed(call: Call) -> bool:
-    """Returns whether no time is left for a large call, which would be cut off and charged in full."""
-    left = call.view.seconds_left
-    return call.writer == "large" and left is not None and left <= 0
-
-
-def skip_call(call: Call) -> Update:
-    """Returns the update that ends the run without the call."""
-    return {"usage": call.usage, "draft": None, "in_flight": None, "stopped": "deadline"}
-
-
 def _exhausted(call: Call, limit: str) -> Update:
     """Reports to `route` that other runs have exhausted an account since it made the request."""
     failed = Failure(
@@ -754,27 +744,18 @@ def handle_call_error(call: Call, error: Exception, seconds: float) -> Update:
         ) from error
     limit = None if call.retry is None else call.retry.exhausted_limit
     full = call.solution and is_context_full(error)
-    # With its context full, the large model is skipped as with its budget spent.
-    has_fallback = limit is not None or (full and writer == "large")
-    if not has_fallback and not error_has_fallback(error, writer, call.settings):
-        if not (full and call.view.steps):
-            note_origin(error, writer, call.model, call.view, solution=call.solution)
-            raise error
-        notes = note_full(call.notes, f"{writer} model")
-        usage = add_usage(call.usage, {"seconds": seconds})
-        return {"usage": usage, "draft": None, "in_flight": None, "stopped": "length", "notes": notes}
-    failed = failure(error, writer, context_full=full)
-    notes = call.notes
+    failed = failure(error, writer, exhausted_limit=limit, context_full=full)
+    way = way_out(failed, call.settings, call.view.steps, solution=call.solution)
+    if way is None or (isinstance(error, NEVER_CAUGHT) and limit is None):
+        note_origin(error, writer, call.model, call.view, solution=call.solution)
+        raise error
+    update: Update = {"draft": None, "in_flight": None, "failed": failed, "notes": call.notes}
+    if way == "end":  # a server refuses a prompt that is too long before it reads it
+        return update | {"usage": add_usage(call.usage, {"seconds": seconds})}
+    emit("failed", part=writer, error=failed["error"])
     if limit is not None:
-        notes = with_notes(call, [f"the {writer} model failed: {failed['error']}"])
-        failed["exhausted_limit"] = limit
-    return {
-        "usage": usage_of_failed(call, error, seconds),
-        "draft": None,
-        "in_flight": None,
-        "failed": failed,
-        "notes": notes,
-    }
+        update["notes"] = with_notes(call, [f"the {writer} model failed: {failed['error']}"])
+    return update | {"usage": usage_of_failed(call, error, seconds)}
 
 
 def _timed_out(call: Call, error: Exception, seconds: float) -> Update:
@@ -784,7 +765,8 @@ def _timed_out(call: Call, error: Exception, seconds: float) -> Update:
     usage = charge_lost(usage, writer, attempts_of(error), **call.unreported())
     tokens = unreported_tokens(usage, writer) - unreported_tokens(call.usage, writer)
     note = charge_note(writer, "was cut off by the limit on seconds", tokens)
-    update = {"usage": usage, "draft": None, "in_flight": None, "stopped": "deadline"}
+    failed = Failure(part=writer, error="the limit on seconds cut it off", timed_out=True)
+    update = {"usage": usage, "draft": None, "in_flight": None, "failed": failed}
     return add_note(call, update, note)
 
 
@@ -803,24 +785,23 @@ def note_origin(error: Exception, part: Component, model: Any, view: RunView, *,
         add_origin(error, name, model, f"{'step' if solution else 'turn'} {len(view.steps) + 1}")
 
 
-def error_has_fallback(error: Exception, part: Component, settings: Settings) -> bool:
-    """Returns whether ``on_small_error`` and its like let a run continue after this error."""
-    return not isinstance(error, NEVER_CAUGHT) and getattr(settings, f"on_{part}_error") != "raise"
-
-
-def failure(error: Exception, part: Component, *, context_full: bool = False) -> Failure:
-    """Returns an error as a `Failure` for the state, and emits the event ``failed``.
+def failure(
+    error: Exception, part: Component, *, exhausted_limit: str | None = None, context_full: bool = False
+) -> Failure:
+    """Returns an error as a `Failure` for the state.
 
     Args:
         error: The error of a call.
         part: The component that was called.
+        exhausted_limit: The limit that leaves no further attempt.
         context_full: Whether the solution fills the component's context, so that a retry cannot help.
     """
     text = error_text(error)
     if (way := remedy(error)) is not None:
         text += f"; {way}"
-    emit("failed", part=part, error=text)
     failed = Failure(part=part, error=text)
+    if exhausted_limit is not None:
+        failed["exhausted_limit"] = exhausted_limit
     if context_full:
         failed["context_full"] = True
     return failed
@@ -832,13 +813,6 @@ def error_text(error: BaseException) -> str:
 
 
 # Notes for the user
-
-
-def note_full(notes: list[str], name: str) -> list[str]:
-    """Returns the notes with one that the context of a model is full and the run ends."""
-    note = f"the context of the {name} is full: the solution ends here"
-    emit("note", text=note)
-    return [*notes, note]
 
 
 def notes_on(call: Call, reply: Reply, metadata: dict[str, Any]) -> list[str]:

@@ -11,6 +11,11 @@ from trim_graph.segmentation import Part, Segmentation, Thinking, divide_tokens,
 from trim_graph.settings import Settings
 from trim_graph.state import DecisionRecord, Draft, Step, StepRequest
 
+MAX_ATTEMPTS = 16
+"""Consecutive answers without a step (blank lines, a rule, a lone tag) after which the writer has failed."""
+MAX_IDLE = 3
+"""The same for answers that added no text, since the next prompt would be the same."""
+
 
 def _ends_a_cut_step(text: str, end: StepEnd, previous: Step | None) -> bool:
     """Returns whether punctuation completes a step that its token limit cut, as ``}.`` of a boxed answer."""
@@ -86,14 +91,36 @@ def parse_draft(
     return Draft(**step, score=None)
 
 
-def why_no_step(reply: Reply, partial_text: str, *, timed_out: bool) -> str:
+def next_attempt(request: StepRequest, reply: Reply, *, by_prompt: bool = False) -> StepRequest | None:
+    """Returns the request for another attempt after an answer without a step; None if its writer has failed.
+
+    Args:
+        request: Request of the answer.
+        reply: The answer.
+        by_prompt: Whether a prompt asked for the continuation, which shows the model no blank lines.
+    """
+    text, attempt = reply.text + reply.separator, request["attempt"] + 1
+    adds = bool(text.strip() if by_prompt else text)
+    only_reasoning = reply.end == "length" and not text.strip() and reply.reasoning_tokens > 0
+    if reply.end == "eos" or only_reasoning or attempt >= (MAX_ATTEMPTS if adds else MAX_IDLE):
+        return None
+    again = StepRequest(**{**request, "partial_text": request["partial_text"] + text, "attempt": attempt})
+    if again["partial_text"]:
+        again["partial_tokens"] = request.get("partial_tokens", 0) + reply.output_tokens
+    return again
+
+
+def why_no_step(request: StepRequest, reply: Reply, *, by_prompt: bool, timed_out: bool) -> str:
     """Returns why a writer's answers hold no step, with advice for the user.
 
     Args:
+        request: Request of the last answer.
         reply: The last answer.
-        partial_text: Text of all attempts at the step.
+        by_prompt: As of `next_attempt`.
         timed_out: Whether a time limit cut the last answer.
     """
+    before, text = request["partial_text"], reply.text + reply.separator
+    partial_text = before + text if (text.strip() if by_prompt else text) else before.strip()
     if partial_text.strip():
         return f"it wrote nothing but punctuation or tags: {partial_text.strip()[:40]!r}"
     if timed_out:

@@ -67,10 +67,6 @@ LIMIT_REACHED = (
     "the recursion limit is reached: give the call's config a higher recursion_limit; a chain (a | graph) "
     "has LangChain's 25 unless its config names one"
 )
-MAX_ATTEMPTS = 16
-"""Consecutive answers without a step (blank lines, a rule, a lone tag) after which the writer has failed."""
-MAX_IDLE = 3
-"""The same for answers that added no text, since the next prompt would be the same."""
 WARM_TOKENS = 1
 """Tokens that the large model writes where it only reads a prompt; servers take no call for none."""
 MAX_LARGE_FAILURES = 3
@@ -450,7 +446,9 @@ class _Decision:
         self.steps: list[Step] = list(view.steps)
         self.scores = list(view.scores)
         self.left = view.left
-        self.out_of_time = self.left.seconds is not None and self.left.seconds <= 0
+        failed = self.state.get("failed")
+        timed_out = failed is not None and "timed_out" in failed
+        self.out_of_time = timed_out or (self.left.seconds is not None and self.left.seconds <= 0)
         self.memory = self.state.get("memory")
         self.notes: list[str] = list(self.state.get("notes", []))
         self._prompts: dict[tuple[int, str], tuple[int, bool]] = {}
@@ -484,8 +482,8 @@ class _Decision:
         if draft is not None:
             assert request is not None
             return self._judge(draft, request)
-        if self.state.get("stopped"):
-            return self.finish(self.state["stopped"])
+        if request is not None and "ended" in request:
+            return self.finish("finished")
         if request is not None and (request["attempt"] > 0 or "interrupted" in request):
             return self.finish("deadline") if self.out_of_time else self._write_again(request)
         return self._next_writer(request)
@@ -604,13 +602,16 @@ class _Decision:
             return self._end_before_calls(ended)
         return self.accept(draft, request, why) if large is None else self.write(large)
 
-    def accept(self, draft: Draft, request: StepRequest, why: str | None = None) -> Action:
+    def accept(
+        self, draft: Draft, request: StepRequest, why: str | None = None, *, ends: Stopped | None = None
+    ) -> Action:
         """Adds a draft to the solution, and returns the next action.
 
         Args:
             draft: The draft.
             request: Its request.
             why: Explanation; default: that of the request, or why there was no decision on the draft.
+            ends: Why no step follows, whatever the draft is; None if that depends on the draft.
         """
         why = why or request.get("why") or self._undecided(draft)
         if self.options.unit == "turn":
@@ -626,8 +627,8 @@ class _Decision:
         used_up = request["until_eos"] and request["max_tokens"] >= self._tokens_to_end()
         self._keep(accepted, draft["score"], why)
         end = end_of_solution(self.steps, self.settings)
-        if end != "finished" and self.state.get("stopped"):
-            return self.finish(self.state["stopped"])
+        if end != "finished" and ends is not None:
+            return self.finish(ends)
         if end == "loop":
             assert self.settings.max_repeats is not None
             self.note(f"the run has ended in a loop: {loop_in(self.steps, self.settings.max_repeats)}")
@@ -643,8 +644,6 @@ class _Decision:
         if not _is_routed(draft, self.settings):
             assert self.settings.thinking is not None
             return explain.not_routed(draft["part"], self.settings.thinking.routed)
-        if self.state.get("stopped") == "length":
-            return explain.NO_ROOM
         return explain.NO_TIME if self.out_of_time else None
 
     def _accept_turn(self, draft: Draft, request: StepRequest, why: str | None) -> Action:
@@ -788,6 +787,11 @@ class _Decision:
         if "exhausted_limit" in failed:
             return self._exhausted_by_others(failed["exhausted_limit"], request)
         full, name = failed.get("context_full", False), _name(failed)
+        if "no_step" not in failed and self._ends_after(failed):
+            self.note(f"the context of the {name} is full: the solution ends here")
+            if draft is None:
+                return self.finish("length")
+            return self.accept(draft, request, explain.NO_ROOM, ends="length")
         if "no_step" in failed:
             self.note(f"the {name} wrote no step: {failed['error']}")
             if getattr(self.settings, f"on_{failed['part']}_error") == "raise":
@@ -811,6 +815,10 @@ class _Decision:
         if full and not self.steps:
             raise InputError(f"no model has room for this conversation: {failed['error']}")
         return self.finish("length" if full else "failed")
+
+    def _ends_after(self, failed: Failure) -> bool:
+        way = way_out(failed, self.settings, self.steps, solution=self.options.unit == "step")
+        return way == "end"
 
     def _exhausted_by_others(self, limit: str, request: StepRequest) -> Action:
         """Returns the action after other runs exhausted an account before the large model could be called."""
@@ -1180,6 +1188,31 @@ def _explained(request: StepRequest, why: str | None) -> StepRequest:
 
 def _name(failed: Failure) -> str:
     return "scorer" if failed["part"] == "scorer" else f"{failed['part']} model"
+
+
+def way_out(
+    failed: Failure, settings: Settings, steps: Sequence[Step], *, solution: bool = True
+) -> Literal["continue", "end"] | None:
+    """Returns how a run goes on after a failed call, other than one that wrote no step.
+
+    Args:
+        failed: The failure.
+        settings: Settings of the run.
+        steps: The accepted steps.
+        solution: Whether they form a solution, which ends if it fills a context; else they are an agent's
+            turns, and another middleware may shorten the conversation.
+
+    Returns:
+        ``continue``: without the failed component. ``end``: the accepted steps are the solution. None: not at
+        all, so that the error is raised.
+    """
+    part, full = failed["part"], solution and failed.get("context_full", False)
+    # With its context full, the large model is skipped as with its budget spent.
+    if "exhausted_limit" in failed or (full and part == "large"):
+        return "continue"
+    if getattr(settings, f"on_{part}_error") != "raise":
+        return "continue"
+    return "end" if full and steps else None
 
 
 def request_after_draft(request: StepRequest, draft: Draft, settings: Settings, usage: Usage) -> StepRequest:

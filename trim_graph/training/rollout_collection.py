@@ -23,9 +23,8 @@ from trim_graph.evaluation.calibration import CachedScorer
 from trim_graph.evaluation.runner import Executor, Models, run_each
 from trim_graph.evaluation.traces import Trace
 from trim_graph.policies import Policy
-from trim_graph.routing.drafts import parse_draft
+from trim_graph.routing.drafts import next_attempt, parse_draft, partial_tokens
 from trim_graph.routing.router import (
-    MAX_ATTEMPTS,
     end_of_solution,
     segmentation_of,
     step_from_draft,
@@ -33,7 +32,7 @@ from trim_graph.routing.router import (
 )
 from trim_graph.segmentation import join_steps, partial_text_counts, separator_of, stop_arguments
 from trim_graph.settings import Settings
-from trim_graph.state import Step
+from trim_graph.state import Step, StepRequest
 
 from .rollouts import Node, RolloutError, Rollouts, Script, Tree, Written
 
@@ -243,9 +242,19 @@ class TreeExpander:
         self, writer: Writer, question: Question, steps: list[Step]
     ) -> tuple[Step, float | None]:
         """Returns the writer's next step, and the entropy of its first token if it is probed."""
-        model, previous, before, spent = self.models[writer], steps[-1] if steps else None, "", 0
+        model, previous = self.models[writer], steps[-1] if steps else None
         first_entropy: float | None = None
-        for _ in range(MAX_ATTEMPTS):
+        request: StepRequest | None = StepRequest(
+            writer=writer,
+            until_eos=False,
+            max_tokens=step_tokens_of(self.settings),
+            needs_score=False,
+            needs_decision=False,
+            partial_text="",
+            attempt=0,
+        )
+        while request is not None:
+            before = request["partial_text"]
             partial_text = before if partial_text_counts(previous, before) else ""
             arguments = stop_arguments(
                 self.segmentation,
@@ -257,7 +266,7 @@ class TreeExpander:
             probed = self.probes and writer == "small" and not before
             message = await model.runnable.ainvoke(
                 self._messages(question, steps, before),
-                max_tokens=step_tokens_of(self.settings),
+                max_tokens=request["max_tokens"],
                 **arguments,
                 **(model.entropy_arguments() if probed else {}),
             )
@@ -271,14 +280,11 @@ class TreeExpander:
                 segmentation=self.segmentation,
                 settings=self.settings,
                 previous=previous,
-                partial_tokens=spent if partial_text else 0,
+                partial_tokens=partial_tokens(request, previous),
             )
             if draft is not None and draft["end"] != "length" and not {"part", "separator"} & draft.keys():
                 return step_from_draft(draft), first_entropy
-            added = reply.text + reply.separator
-            if draft is not None or reply.end == "eos" or not added:
-                break
-            before, spent = before + added, spent + reply.output_tokens
+            request = next_attempt(request, reply) if draft is None else None
         raise NotExpandable
 
     def _messages(self, question: Question, steps: list[Step], before: str) -> list[Any]:
