@@ -1,4 +1,4 @@
-"""The hard budget of an agent: over turns, questions and threads, over crashes, and what ends an agent."""
+"""Tests of an agent's turns: their hard budget, over crashes too; failures; which tool calls are executed."""
 
 import asyncio
 import itertools
@@ -14,18 +14,24 @@ from langchain.agents.structured_output import (
     StructuredOutputValidationError,
     ToolStrategy,
 )
+from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.messages.tool import invalid_tool_call
 from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import BaseModel, Field
 
-from trim_graph import Budget, ModelPrice, Prices
+from trim_graph import Budget, ModelPrice, Prices, ScorerError
+from trim_graph.adapters import ModelServerError
 from trim_graph.budget.ledger import LargeUsage, MemoryLedger
-from trim_graph.policies import large_only, random_rate, small_only
+from trim_graph.policies import Policy, large_only, random_rate, small_only
 from trim_graph.testing import ScriptedToolModel
 
 UNEXECUTED = "the agent has ended before its last draft was accepted: no tool call of it is executed"
+
+
 PRICES = Prices(large=ModelPrice(input=1e6, output=2e6))
+
+
 both_ways = pytest.mark.parametrize("asynchronously", [False, True])
 
 
@@ -686,3 +692,268 @@ def test_a_schema_alone_is_the_models_own_way_where_it_has_one(asynchronously):
         agent={"response_format": Verdict},
     )
     assert rig.ask(asynchronously=asynchronously)["structured_response"] == Verdict(reason="so it is")
+
+
+# A model or the scorer fails: the agent does as declared, and every token is counted
+
+
+class Failing(ScriptedToolModel):
+    """Fails in its first calls."""
+
+    failures: int = 99
+
+    def _generate(self, *given, **options):
+        if self.failures:
+            self.failures -= 1
+            self.calls.append(options)
+            raise ModelServerError("the server is down", begun=True)
+        return super()._generate(*given, **options)
+
+
+def broken(question, steps):
+    raise ScorerError("the scorer is down")
+
+
+@pytest.mark.parametrize("part", ["small", "large"])
+@both_ways
+def test_a_failure_is_raised_where_nothing_else_is_declared(part, asynchronously):
+    rig = build(**{part: Failing(script=SMALL)})
+    with pytest.raises(ModelServerError, match="the server is down"):
+        rig.ask(asynchronously=asynchronously)
+    assert rig.ran == []
+
+
+def test_a_failure_of_the_scorer_is_raised_where_nothing_else_is_declared():
+    with pytest.raises(ScorerError, match="the scorer is down"):
+        build(scorer=broken).ask()
+
+
+@both_ways
+@pytest.mark.parametrize(("way", "b"), [("accept", 21), ("regenerate", 12)])
+def test_without_a_score_a_turn_is_accepted_or_written_again(way, b, asynchronously):
+    rig = build(scorer=broken, on_scorer_error=way)
+    result = rig.ask(asynchronously=asynchronously)
+    assert rig.ran == [("multiply", 12, b)]
+    assert result["trim"]["decisions"] == {way: 2}
+    assert result["trim"]["notes"] == ["the scorer failed: ScorerError: the scorer is down"]
+
+
+@both_ways
+def test_where_the_large_model_fails_the_small_ones_turn_stays(asynchronously):
+    rig = build(large=Failing(script=LARGE, name="huge"), on_large_error="accept", max_step_tokens=50)
+    result = rig.ask(asynchronously=asynchronously)
+    assert rig.ran == [("multiply", 12, 21)]
+    assert turns(result)[0].tool_calls == SMALL[0].tool_calls
+    assert result["trim"]["usage"]["unaccounted_tokens"] == 50
+    assert "the large model failed: ModelServerError: the server is down" in result["trim"]["notes"]
+
+
+def test_where_the_large_model_was_to_write_the_small_one_does():
+    rig = build(large=Failing(script=LARGE), policy=large_only(), on_large_error="accept")
+    assert rig.ask()["trim"]["steps"] == {"small": 2, "large": 0}
+
+
+@pytest.mark.parametrize("per", ["question", "thread"])
+def test_a_large_model_that_keeps_failing_is_given_up_but_asked_again_for_the_next_question(per):
+    large = Failing(script=talk(5, 1, "l"), failures=3)
+    thread = {"configurable": {"thread_id": "1"}}
+    rig = build(
+        talk(5, 1, "s"),
+        large,
+        policy=random_rate(1.0),
+        on_large_error="accept",
+        budget_per=per,
+        agent={"checkpointer": InMemorySaver()},
+    )
+    result = rig.ask(config=thread)
+    assert len(large.calls) == 3
+    assert "the large model failed 3 times: it is not called any more" in result["trim"]["notes"]
+    result = rig.ask(config=thread)
+    assert result["trim"]["steps"] == {"small": 0, "large": 6}
+    assert result["trim"]["usage"]["large"]["failed_calls"] == 0
+
+
+@both_ways
+def test_where_the_small_model_fails_the_large_one_writes(asynchronously):
+    rig = build(small=Failing(script=SMALL, failures=1), on_small_error="large")
+    result = rig.ask(asynchronously=asynchronously)
+    assert rig.ran == [("multiply", 12, 12)]
+    assert result["trim"]["steps"] == {"small": 1, "large": 1}
+    assert result["trim"]["usage"]["small"]["failed_calls"] == 1
+
+
+@both_ways
+@pytest.mark.parametrize("part", ["small", "large", "scorer"])
+def test_a_conversation_that_has_grown_too_long_is_an_error_that_others_may_act_on(part, asynchronously):
+    """LangChain's middleware shortens it then, which an agent that has ended never reaches."""
+
+    class Full(ScriptedToolModel):
+        def _generate(self, messages, *given, **options):
+            if len(messages) > 3:
+                raise ContextOverflowError("too long")
+            return super()._generate(messages, *given, **options)
+
+    def judge(question, steps):
+        if len(steps) > 1:
+            raise ScorerError("no score") from ContextOverflowError("too long")
+        return [0.1]
+
+    parts = {
+        "small": {"small": Full(script=talk(3, 1, "s")), "scorer": lambda q, steps: [1.0] * len(steps)},
+        "large": {"large": Full(script=talk(3, 1, "l")), "policy": large_only()},
+        "scorer": {"scorer": judge},
+    }[part]
+    with pytest.raises((ContextOverflowError, ScorerError)):
+        build(**parts).ask(asynchronously=asynchronously)
+
+
+def test_where_both_fail_the_agent_ends():
+    rig = build(Failing(script=[]), Failing(script=[]), on_small_error="large", on_large_error="accept")
+    result = rig.ask()
+    assert result["trim"]["stopped"] == "failed"
+    assert "no model could write the next turn" in turns(result)[-1].text
+
+
+def test_a_turn_that_a_filter_has_emptied_is_a_failure():
+    filtered = AIMessage("", response_metadata={"finish_reason": "content_filter"})
+    rig = build([filtered, "done"], [multiply(12, 12, by="l")], on_small_error="large")
+    result = rig.ask()
+    assert rig.ran == [("multiply", 12, 12)]
+    assert "content_filter" in result["trim"]["notes"][0]
+    assert result["trim"]["tokens"]["small_discarded"] == 1
+
+
+# Whatever models, policy, budget and failures do
+
+
+turn_calls = st.lists(st.integers(0, 99), max_size=2)
+
+
+scripts = st.lists(st.tuples(turn_calls, st.integers(0, 12), st.booleans()), min_size=5, max_size=5)
+
+
+decisions = st.lists(st.sampled_from(["accept", "regenerate", "handover"]), min_size=5, max_size=5)
+
+
+writers = st.lists(st.sampled_from(["small", "small", "large"]), min_size=5, max_size=5)
+
+
+budgets = st.builds(
+    Budget,
+    large_tokens=st.none() | st.integers(1, 40),
+    large_calls=st.none() | st.integers(1, 3),
+    min_tokens=st.just(1),
+    on_exhausted=st.sampled_from(["small", "stop"]),
+)
+
+
+class ListedDecisions(Policy):
+    """Answers from lists, by the turn."""
+
+    needs_score = False
+
+    def __init__(self, writers, decisions):
+        self.writers, self.decisions = writers, decisions
+
+    def next_writer(self, observation):
+        return self.writers[observation.index]
+
+    def decide(self, observation):
+        return self.decisions[observation.index]
+
+
+class Unsteady(ScriptedToolModel):
+    """Fails where its script says so."""
+
+    failing: tuple[bool, ...]
+
+    def _generate(self, messages, *given, **options):
+        done = sum(isinstance(message, AIMessage) for message in messages)
+        if self.failing[done]:
+            raise ConnectionError("no")
+        return super()._generate(messages, *given, **options)
+
+
+def model(script, name):
+    turns = [
+        calling(
+            *(("multiply", {"a": number, "b": 1}) for number in calls),
+            text=" ".join([name] * words),
+            by=f"{name}{index}-",
+        )
+        for index, (calls, words, _) in enumerate(script)
+    ]
+    # The agent's last turn, if it comes that far.
+    return Unsteady(script=[*turns[:-1], "the end"], name=name, failing=tuple(fails for *_, fails in script))
+
+
+@settings(max_examples=80, deadline=None)
+@given(scripts, scripts, writers, decisions, budgets, st.booleans())
+def test_only_accepted_calls_run_and_every_token_counts(
+    small, large, wanted, decided, budget, asynchronously
+):
+    rig = build(
+        model(small, "tiny"),
+        model(large, "huge"),
+        scorer=None,
+        policy=ListedDecisions(wanted, decided),
+        budget=budget,
+        max_steps=5,
+        on_small_error="large",
+        on_large_error="accept",
+    )
+    given = {"messages": [("user", "Go.")]}
+    result = asyncio.run(rig.agent.ainvoke(given)) if asynchronously else rig.agent.invoke(given)
+    turns = [message for message in result["messages"] if isinstance(message, AIMessage)]
+    answers = {m.tool_call_id: m for m in result["messages"] if isinstance(m, ToolMessage)}
+    calls = [call for turn in turns for call in turn.tool_calls]
+
+    assert sorted(call[1] for call in rig.ran) == sorted(
+        call["args"]["a"] for call in calls if answers[call["id"]].status != "error"
+    )
+    assert len(calls) == len(answers)
+    reported = result["trim"]
+    named = {"tiny": "small", "huge": "large"}
+    wrote = [named.get(turn.response_metadata["model_name"]) for turn in turns]
+    assert reported["steps"] == {writer: wrote.count(writer) for writer in ("small", "large")}
+    assert (wrote[-1] is None) == (reported["stopped"] != "finished")
+    for writer, one in (("small", rig.small), ("large", rig.large)):
+        spent = reported["usage"][writer]["output_tokens"]
+        unreported = reported["usage"][writer].get("unaccounted_tokens", 0)  # of calls that have failed
+        assert spent - unreported == sum(call["tokens"] for call in one.calls)
+        assert reported["tokens"][writer] + reported["tokens"][f"{writer}_discarded"] == spent
+    charged = reported["usage"]["large"]["output_tokens"] + reported["usage"]["unaccounted_tokens"]
+    assert budget.large_tokens is None or charged <= budget.large_tokens
+    assert budget.large_calls is None or reported["usage"]["large"]["calls"] <= budget.large_calls
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(scripts, min_size=2, max_size=3),
+    writers,
+    budgets,
+    st.sampled_from(["small", "large"]),
+    st.booleans(),
+)
+def test_fallbacks_of_a_writer_keep_within_its_budget_too(written, wanted, budget, writer, asynchronously):
+    models = [model(script, f"{writer}-{index}") for index, script in enumerate(written)]
+    rig = build(
+        **{writer: models[0].with_fallbacks(models[1:])},
+        scorer=None,
+        policy=ListedDecisions(wanted, ["accept"] * 5),
+        budget=budget,
+        max_steps=5,
+        max_step_tokens=12,
+        on_small_error="large",
+        on_large_error="accept",
+    )
+    given = {"messages": [("user", "Go.")]}
+    result = asyncio.run(rig.agent.ainvoke(given)) if asynchronously else rig.agent.invoke(given)
+    reported = result["trim"]
+    answered = sum(call["tokens"] for one in models for call in one.calls)
+    unreported = reported["usage"][writer].get("unaccounted_tokens", 0)  # of calls that have failed
+    assert reported["usage"][writer]["output_tokens"] - unreported == answered
+    charged = reported["usage"]["large"]["output_tokens"] + reported["usage"]["unaccounted_tokens"]
+    assert budget.large_tokens is None or charged <= budget.large_tokens
+    assert budget.large_calls is None or reported["usage"]["large"]["calls"] <= budget.large_calls
+    assert reported["usage"][writer]["calls"] >= sum(len(one.calls) for one in models)

@@ -1,4 +1,4 @@
-"""Special tokens that somebody writes stay text; those the template writes count; all else is as usual."""
+"""Tests of prompts as token ids: special tokens that somebody writes stay text; the template's count."""
 
 import json
 import shutil

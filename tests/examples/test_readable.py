@@ -1,3 +1,5 @@
+"""Tests of the check whether the example models can read a question."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

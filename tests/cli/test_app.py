@@ -1,3 +1,5 @@
+"""Tests of the command line as a whole: version, help, what is loaded, errors, and signals."""
+
 import json
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Which setting of a call a server has refused, by the errors of OpenAI, of gateways and of other servers."""
+"""Tests of which setting a server refuses, by the errors of OpenAI, of gateways and of other servers."""
 
 import httpx
 import pytest

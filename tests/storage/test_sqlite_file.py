@@ -1,4 +1,4 @@
-"""A checkpoint or ledger file that is damaged or another program's is refused by name, or resumes right."""
+"""Tests of damaged and foreign files: they are refused by name, or the run resumes right."""
 
 import asyncio
 import random
