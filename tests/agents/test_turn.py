@@ -9,11 +9,7 @@ import pytest
 from agent_rig import LARGE, SMALL, WRONG, build, calling, multiply, talk, turns
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from langchain.agents.structured_output import (
-    ProviderStrategy,
-    StructuredOutputValidationError,
-    ToolStrategy,
-)
+from langchain.agents.structured_output import ProviderStrategy, StructuredOutputValidationError, ToolStrategy
 from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.messages.tool import invalid_tool_call

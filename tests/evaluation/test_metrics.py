@@ -16,7 +16,15 @@ from trim_graph.evaluation import (
     resampled_means,
     share_of_large_tokens,
 )
-from trim_graph.evaluation.metrics import best_pgr, cpt, ibc, mean_delta_ibc, mean_ibc
+from trim_graph.evaluation.metrics import (
+    best_pgr,
+    cpt,
+    ibc,
+    mean_delta_ibc,
+    mean_ibc,
+    quantile,
+    resampled_quantiles,
+)
 
 shares = st.floats(0, 1)
 
@@ -223,3 +231,40 @@ def test_what_is_no_curve_is_refused():
         best_pgr([], 1.5)
     with pytest.raises(ValueError, match="shares=0"):
         mean_ibc([], shares=0)
+
+
+# Quantiles and resamples
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=40), st.floats(0.01, 1))
+def test_a_quantile_is_a_value_that_the_share_does_not_exceed(values, share):
+    found = quantile(values, share)
+    assert found in values
+    assert sum(value <= found for value in values) >= share * len(values) - 1e-9
+    drawn = resampled_quantiles(values, share, resamples=50)
+    assert set(drawn.tolist()) <= set(values)
+
+
+def test_the_spread_of_a_median_is_that_of_real_resamples():
+    values = np.random.default_rng(1).exponential(size=80)
+    rng = np.random.default_rng(2)
+    real = [quantile(rng.choice(values, 80), 0.5) for _ in range(4000)]
+    drawn = resampled_quantiles(values, 0.5, resamples=4000)
+    assert np.percentile(drawn, [5, 50, 95]) == pytest.approx(np.percentile(real, [5, 50, 95]), abs=0.06)
+    assert quantile([], 0.5) is None
+    with pytest.raises(ValueError, match="no values"):
+        resampled_quantiles([], 0.5)
+
+
+def test_many_questions_are_resampled_in_little_memory():
+    import tracemalloc
+
+    n = 200_000
+    column = np.tile([0.0, 1.0], n // 2)
+    tracemalloc.start()
+    means = resampled_means({"a": column}, resamples=20)["a"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60e6  # all 20 resamples at once would take half as much again
+    assert means.mean() == pytest.approx(0.5, abs=0.002)
+    assert means.std() == pytest.approx(0.5 / n**0.5, rel=0.6)

@@ -1,5 +1,7 @@
 """Tests of the policies of one rule: their decisions, refused arguments, and runs in the graph."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import replace
 
@@ -7,11 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.policies.test_base import SEEN, writers_of
 from trim_graph import SettingsError, TrimContext
-from trim_graph.policies import Observation, advantage, by_pattern
+from trim_graph.policies import (
+    Observation,
+    advantage,
+    by_pattern,
+    entropy_probe,
+    large_only,
+    random_rate,
+    small_only,
+    stay_on_large,
+    threshold,
+)
 from trim_graph.routing.router import _built
-
-SEEN = Observation(question="q", index=0, max_steps=8)
 
 
 def rate(policy, draft):
@@ -122,3 +133,91 @@ def test_in_the_graph_a_call_may_name_it(make):
     rig = make()  # the second draft scores 0.1, the others 1.0
     context = TrimContext(policy={"type": "advantage", "minimum": 0.1})
     assert [step["writer"] for step in rig.steps(context=context)] == ["small", "large", "small", "small"]
+
+
+# Thresholds, rates, and one model alone
+
+
+# Single policies
+
+
+@pytest.mark.parametrize(("score", "decision"), [(0.49, "regenerate"), (0.5, "accept"), (None, "accept")])
+def test_a_threshold_regenerates_what_scores_below_it(score, decision):
+    assert threshold(0.5).decide(replace(SEEN, score=score)) == decision
+
+
+def test_at_zero_a_threshold_keeps_everything():
+    assert threshold(0).decide(replace(SEEN, score=0.0)) == "accept"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (lambda: threshold(1.1), "threshold is 1.1"),
+        (lambda: threshold(float("nan")), "threshold is nan"),
+        (lambda: random_rate(-0.1), "random_rate is -0.1"),
+        (lambda: stay_on_large(threshold(0.5), -1), "k=-1"),
+        (lambda: stay_on_large(threshold, 1), "class threshold"),
+        (lambda: threshold(0.5) | "larg", "unknown type 'larg'"),
+        (lambda: threshold("high"), "threshold is 'high': .* choose a value in"),
+        (lambda: threshold(True), "threshold is True"),
+        (lambda: random_rate(None), "random_rate is None"),
+        (lambda: entropy_probe("high"), "entropy_probe is 'high'"),
+        (lambda: entropy_probe(float("inf")), "entropy_probe is inf"),
+        (lambda: stay_on_large(threshold(0.5), 1.5), "k=1.5"),
+        (lambda: stay_on_large(threshold(0.5), "2"), "k='2'"),
+        (lambda: by_pattern(5, {}), "pattern 5 cannot be read"),
+        (lambda: by_pattern("a", None), "rates is None"),
+        (lambda: by_pattern("a", {"x": "often"}), "rate of 'x' is 'often'"),
+    ],
+)
+def test_a_policy_that_cannot_be_meant_is_refused_when_it_is_made(wrong, named):
+    with pytest.raises(SettingsError, match=named):
+        wrong()
+
+
+def test_a_random_decision_is_the_same_when_it_is_taken_again():
+    policy, seeds = random_rate(0.5), [f"s:{step}" for step in range(200)]
+    decisions = [policy.decide(replace(SEEN, seed=seed)) for seed in seeds]
+    assert decisions == [policy.decide(replace(SEEN, seed=seed)) for seed in seeds]
+    assert 60 < decisions.count("regenerate") < 140
+
+
+def test_small_only_never_asks_the_large_model_nor_the_scorer(make):
+    rig = make(policy=small_only())
+    assert writers_of(rig) == ["small"] * 4
+    assert not rig.large.calls
+    assert not rig.scorer.calls
+
+
+def test_large_only_is_one_call_cut_into_steps(make):
+    rig = make(policy=large_only(), max_steps=7, max_step_tokens=11)
+    result = rig.ask()
+    assert not rig.small.calls
+    assert not rig.scorer.calls
+    (call,) = rig.large.calls
+    assert (call["stop"], call["max_tokens"]) == (None, 77)
+    assert result["messages"][-1].content == "\n\n".join(rig.large.script)
+    assert result["trim"]["steps"] == {"small": 0, "large": 4}
+    assert result["trim"]["tokens"]["large"] == call["tokens"]
+    assert result["trim"]["scores"] == [None] * 4
+
+
+def test_a_random_rate_needs_no_scorer_and_repeats_itself_by_its_seed(make):
+    def run(seed):
+        return writers_of(make(policy=random_rate(0.5), scorer=None, seed=seed))
+
+    assert run(1) == run(1)
+    assert len({tuple(run(seed)) for seed in range(8)}) > 3
+
+
+def test_without_a_seed_each_run_draws_anew(make):
+    rig = make(policy=random_rate(0.5), scorer=None)
+    assert len({tuple(writers_of(rig)) for _ in range(12)}) > 1
+
+
+@pytest.mark.parametrize(("k", "kinds"), [(0, "slss"), (1, "slls"), (2, "slll"), (9, "slll")])
+def test_staying_on_large_writes_the_next_k_steps_without_a_draft(make, k, kinds):
+    rig = make(policy=stay_on_large(threshold(0.5), k))
+    assert [writer[0] for writer in writers_of(rig)] == list(kinds)
+    assert len(rig.small.calls) == kinds.count("s") + 1
