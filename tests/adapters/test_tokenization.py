@@ -1,7 +1,6 @@
 """Tests of prompts as token ids: special tokens that somebody writes stay text; the template's count."""
 
 import json
-import shutil
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,7 +16,6 @@ from langchain_core.messages import (
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from trim_graph.adapters.model_source import load_tokenizer
 from trim_graph.adapters.tokenization import (
     SpecialTokenGuard,
     encode_chat,
@@ -298,16 +296,3 @@ class TestReasoning:
         assert without_reasoning(thought) == AIMessage(said, additional_kwargs={"kept": 1})
         plain = AIMessage("Hello.")
         assert without_reasoning(plain) is plain
-
-
-def test_the_tokenizer_is_the_one_in_the_file(random_model, tokenizer):
-    """AutoTokenizer would replace the pre-tokenizer, which goes unnoticed until texts come out wrong."""
-    loaded = load_tokenizer(str(random_model))
-    assert loaded.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
-    assert (loaded.eos_token, loaded.pad_token) == ("<|im_end|>", "<|endoftext|>")
-
-
-def test_a_missing_tokenizer_file_is_named(random_model, tmp_path):
-    shutil.copy(random_model / "config.json", tmp_path)
-    with pytest.raises(ValueError, match=r"has no tokenizer\.json"):
-        load_tokenizer(str(tmp_path))
