@@ -40,6 +40,12 @@ def test_top_p_leaves_the_likeliest_tokens():
     assert drawn == {1, 2}
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-38, 1e-45, 5e-324])
+def test_the_least_temperatures_are_greedy(noisy, temperature):
+    greedy = noisy.invoke(QUESTION).content
+    assert noisy.invoke(QUESTION, temperature=temperature, seed=1).content == greedy
+
+
 @given(
     st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=12),
     st.floats(0.05, 5),
