@@ -31,7 +31,7 @@ FAST := tests/nodes tests/policies tests/config tests/storage/test_checkpoint.py
 	$(addprefix tests/budget/test_,$(addsuffix .py,limits usage)) \
 	$(addprefix tests/agents/test_,$(addsuffix .py,middleware rendering)) \
 	$(addprefix tests/adapters/test_,$(addsuffix .py,base usage)) \
-	$(addprefix tests/test_,$(addsuffix .py,chat_model conversation cut_off embedding graph runtime segmentation \
+	$(addprefix tests/test_,$(addsuffix .py,chat_model conversation embedding graph runtime segmentation \
 	settings streaming structure summary testing))
 
 # In two processes; by folder, so that each server that tests need is started once.
