@@ -29,7 +29,7 @@ fast: $(READY)
 FAST := tests/nodes tests/policies tests/config tests/storage/test_checkpoint.py \
 	$(addprefix tests/routing/test_,$(addsuffix .py,router drafts loops fallbacks)) \
 	$(addprefix tests/budget/test_,$(addsuffix .py,limits usage)) \
-	$(addprefix tests/agents/test_,$(addsuffix .py,middleware rendering)) \
+	$(addprefix tests/agents/test_,$(addsuffix .py,middleware rendering turn)) \
 	$(addprefix tests/adapters/test_,$(addsuffix .py,base usage)) \
 	$(addprefix tests/test_,$(addsuffix .py,chat_model conversation embedding graph runtime segmentation \
 	settings streaming structure summary testing))
