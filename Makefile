@@ -29,10 +29,10 @@ fast: $(READY)
 FAST := tests/nodes tests/policies tests/config tests/storage/test_checkpoint.py \
 	$(addprefix tests/routing/test_,$(addsuffix .py,router drafts loops fallbacks)) \
 	$(addprefix tests/budget/test_,$(addsuffix .py,limits usage)) \
-	$(addprefix tests/agents/test_,$(addsuffix .py,middleware failures rendering)) \
-	$(addprefix tests/adapters/test_,$(addsuffix .py,scorers usage)) \
-	$(addprefix tests/test_,$(addsuffix .py,chat_model conversation cut_off embedding graph runtime segmentation \
-	segmentation_text settings streaming structure summary testing))
+	$(addprefix tests/agents/test_,$(addsuffix .py,middleware rendering turn)) \
+	$(addprefix tests/adapters/test_,$(addsuffix .py,base usage)) \
+	$(addprefix tests/test_,$(addsuffix .py,chat_model conversation embedding graph runtime segmentation \
+	settings streaming structure summary testing))
 
 # In two processes; by folder, so that each server that tests need is started once.
 test: $(READY)

@@ -85,10 +85,11 @@ def server_message(error: BaseException) -> str:
         said = inner.get("message") if isinstance(inner, Mapping) else inner
     else:
         said = None
-    text = " ".join(str(said or error or type(error).__name__).split()).removesuffix(".")
-    if status is None:
-        return f"{type(error).__name__}: {text}"
-    return text if re.search(rf"\b{status}\b", text) else f"{status}, {text}"
+    text = " ".join(str(said or error).split()).removesuffix(".")
+    if not text or status is None:
+        kind = type(error).__name__  # some say nothing, as httpx's timeouts
+        text = f"{kind}: {text}" if text else kind
+    return text if status is None or re.search(rf"\b{status}\b", text) else f"{status}, {text}"
 
 
 def error_line(error: BaseException) -> str:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _PADDING_TOKENS = 1024
 """Padding a batch may always hold; beyond it, prompts of very different length go into separate batches."""
+_LEAST_TEMPERATURE = 1e-6
+"""Temperature that a lower one counts as: logits divided by it would exceed float32."""
 
 
 class GenerationEngine:
@@ -200,7 +202,7 @@ def _generator(seed: int | None, device: torch.device) -> torch.Generator:
 
 
 def _draw(logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator) -> torch.Tensor:
-    probabilities = torch.softmax(logits / temperature, dim=-1)
+    probabilities = torch.softmax(logits / max(temperature, _LEAST_TEMPERATURE), dim=-1)
     if top_p < 1:
         ordered, places = probabilities.sort(descending=True)
         # A token stays while those before it have not reached top_p, so the likeliest always does.

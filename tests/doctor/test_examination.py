@@ -1,10 +1,12 @@
-"""What is reported about a configuration and its measurements, without a model."""
+"""Tests of what is reported about a configuration and its measurements, without a model."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import tiny_prms
+from trim_graph.adapters.base import ScorerReply
+from trim_graph.adapters.model_source import load_tokenizer
 from trim_graph.budget import Budget
 from trim_graph.config import Parts, make_config
 from trim_graph.config.schema import FileSettings
@@ -14,17 +16,21 @@ from trim_graph.doctor.examination import (
     checks_of,
     examine,
     graph,
+    prefix_cache,
     ranking,
     segmentation,
     thresholds,
     tokenizer,
     two_models,
 )
-from trim_graph.doctor.subjects import ARITHMETIC, GENERAL, Finding, Report, subject_of, subjects_of
+from trim_graph.doctor.subjects import ARITHMETIC, GENERAL, Subject, subject_of, subjects_of
 from trim_graph.errors import ModelServerError
+from trim_graph.examples.arithmetic import PRM as WEIGHTS
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
 
 SERVED = {"type": "vllm", "model": "m", "base_url": "http://127.0.0.1:8001"}
+
+
 PRM = {"type": "vllm_prm", "model": "p", "base_url": "http://127.0.0.1:8003"}
 
 
@@ -126,15 +132,9 @@ def test_a_context_length_is_judged_by_a_step_and_by_a_solution(length, asked, s
     assert status == ("ok" if all_ else "warning" if one else "error")
 
 
-def test_an_adapter_is_made_impatient():
-    made = config(scorer=PRM)
-    for part in ("small", "scorer"):
-        subject = subject_of(part, getattr(made, part), made.settings, made.budget, 3.0)
-        assert (subject.server.max_retries, subject.server.read_timeout) == (0, 3.0)
-    assert subject_of("small", made.small, made.settings, made.budget, 3.0).adapter.max_retries == 0
-
-
 GENERATIVE = {**PRM, "type": "vllm_generative_prm", "format": "math_shepherd", "cache_size": 9}
+
+
 JUDGE = {"type": "llm_judge", "model": SERVED}
 
 
@@ -186,27 +186,6 @@ async def test_a_reward_model_that_is_no_chat_needs_no_chat_template(tmp_path):
     assert "has no chat template" in (await tokenizer(chat)).found
 
 
-def test_the_server_of_a_judges_model_is_examined():
-    made = config(scorer=JUDGE).scorer
-    assert names_of_checks("scorer", made)[:4] == ["server", "key", "model", "generation"]
-    subject = subject_of("scorer", made, FileSettings(), Budget(), 3.0)
-    assert subject.server.root == "http://127.0.0.1:8001"
-    urls = ["http://a:1", "http://b:1"]
-    spread = config(scorer={**JUDGE, "model": {**SERVED, "base_url": urls}}).scorer
-    replicas = subjects_of("scorer", spread, FileSettings(), Budget(), 3.0)
-    assert [one.name for one in replicas] == ["scorer at http://a:1", "scorer at http://b:1"]
-
-
-def test_the_parts_of_a_combined_scorer_are_made_impatient_too():
-    scorer = {"type": "minimum", "scorers": [{"type": "cascade", "first": JUDGE, "second": PRM}, GENERATIVE]}
-    hasty = subject_of("scorer", config(scorer=scorer).scorer, FileSettings(), Budget(), 3.0)
-    assert hasty.server is None
-    cascade, plus = hasty.adapter.scorers
-    assert (cascade.first.cache_size, cascade.first.model.max_retries) == (0, 0)
-    for one in (cascade.second, plus):
-        assert (one.cache_size, one.max_retries, one.read_timeout) == (0, 0, 3.0)
-
-
 async def test_each_part_of_a_combined_scorer_is_examined_under_its_own_name(monkeypatch):
     """No check needs a server here: each of them says what it is of."""
     seen = []
@@ -233,39 +212,6 @@ def test_steps_are_compared_with_those_of_each_part():
     finding = segmentation(config(scorer=scorer))
     assert finding.status == "warning"
     assert "PRMs of the format math_shepherd" in finding.found
-
-
-def test_samples_differ_in_their_last_step_only():
-    for sample in (*GENERAL, *ARITHMETIC):
-        right, wrong = sample.right_steps, sample.wrong_steps
-        assert right[:-1] == wrong[:-1]
-        assert right[-1] != wrong[-1]
-    assert len({sample.question for sample in GENERAL}) == len(GENERAL) >= 5
-
-
-def test_the_arithmetic_samples_are_what_the_exact_check_says():
-    """Every calculation in a right step holds; the last of a wrong form does not follow from the question."""
-    import re
-
-    operations = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__, "mod": int.__mod__}
-    for sample in ARITHMETIC:
-        for step in sample.right:
-            left, sign, right, result = re.search(r"(\d+) (\+|-|\*|mod) (\d+) = (\d+)", step).groups()
-            assert operations[sign](int(left), int(right)) == int(result), step
-
-
-def test_a_report_counts_and_hides_secrets():
-    report = Report(
-        (
-            Finding("ok", "all well", part="small", check="server"),
-            Finding("warning", "slow", "wait", part="small", check="latency"),
-            Finding("error", "the server said sk-1", "not sk-1", part="large", check="key"),
-        )
-    ).without(["sk-1", ""])
-    assert "sk-1" not in str(report.record())
-    assert report.verdict == "1 error (large), 1 warning: fix them before a run"
-    assert report.errors[0].sentence == "large, key: what is wrong: the server said ***; fix it: not ***"
-    assert Report(report.findings[:1]).verdict == "no error: this set-up does what a run needs"
 
 
 def test_each_replica_is_a_subject_and_all_must_be_alike():
@@ -313,3 +259,101 @@ def test_drafts_are_compared_with_those_of_the_prm(form, settings, status):
 def test_without_a_prm_steps_are_compared_with_nothing():
     assert segmentation(config(settings={"delimiter": "\n"})) is None
     assert segmentation(config(scorer={"type": "llm_judge", "model": SERVED})) is None
+
+
+# Whether the scorer's server uses its prefix cache, on scripted counters
+
+
+ENTRY = {"type": "vllm_prm", "model": "prm", "base_url": "http://127.0.0.1:8003"}
+
+
+class Scorer:
+    """Scores by step or not, and reads a token for each word."""
+
+    def __init__(self, by_step: bool) -> None:
+        self.scores_by_step = by_step
+        self.read = 0
+
+    def score(self, question, steps):
+        words = len(question.split()) + sum(len(step.split()) for step in steps)
+        self.read += words
+        return ScorerReply([0.5] * len(steps), input_tokens=words)
+
+    async def ascore(self, question, steps):
+        return self.score(question, steps)
+
+
+class Metrics:
+    """A server's counters; two engines of it."""
+
+    root = "http://127.0.0.1:8003"
+
+    def __init__(self, hits):
+        self.hits = hits
+
+    async def get_text(self, path):
+        assert path == "/metrics"
+        if self.hits is None:
+            raise ModelServerError("no such page", status=404)
+        return self.hits()
+
+
+def lines(*hits):
+    name = "vllm:prefix_cache_hits"
+    return "".join(f'{name}_created{{engine="{n}"}} 9\n{name}_total{{engine="{n}"}} {h}\n' for n, h in hits)
+
+
+def subject(scorer, metrics, root=WEIGHTS, **entry):
+    config = make_config(
+        {
+            "small": {**ENTRY, "type": "vllm"},
+            "large": {**ENTRY, "type": "vllm", "model": "n"},
+            "policy": "large_only",
+            "scorer": {**ENTRY, **entry},
+        }
+    )
+    made = Subject("scorer", config.scorer, scorer, metrics, FileSettings(), Budget(), 9.0)
+    made.served = {"root": str(root), "max_model_len": 2048}
+    made.samples = ARITHMETIC
+    made.known |= {"tokenizer": load_tokenizer(str(WEIGHTS)), "tokenizer_place": str(WEIGHTS)}
+    made.known["input_tokens"] = {(ARITHMETIC[0].question, 1): 40}
+    return made
+
+
+async def test_tokens_from_the_cache_are_reported():
+    scorer = Scorer(by_step=True)
+    finding = await prefix_cache(
+        subject(scorer, Metrics(lambda: lines((0, max(0, scorer.read - 200)), (1, 0))))
+    )
+    assert finding.status == "ok"
+    assert "tokens of a repeated input came from it" in finding.found
+
+
+async def test_a_cache_that_is_off_is_a_warning_with_the_flag():
+    finding = await prefix_cache(subject(Scorer(by_step=True), Metrics(lambda: lines((0, 7), (1, 0)))))
+    assert finding.status == "warning"
+    assert "--enable-prefix-caching" in finding.fix
+
+
+@pytest.mark.parametrize("hits", [None, lambda: "", lambda: "nothing of vllm\n"])
+async def test_counters_that_cannot_be_read_are_a_warning(hits):
+    finding = await prefix_cache(subject(Scorer(by_step=True), Metrics(hits)))
+    assert finding.status == "warning"
+    assert "/metrics" in finding.fix
+
+
+async def test_pooling_of_tokens_names_what_the_cache_needs(tmp_path):
+    finding = await prefix_cache(subject(Scorer(by_step=False), Metrics(None)))
+    assert finding.status == "ok"  # vLLM alone serves it in no other way
+    assert "TrimQwen2ForProcessReward" in finding.found
+    other = await prefix_cache(subject(Scorer(by_step=False), Metrics(None), root=tmp_path))
+    assert other.status == "ok"
+    assert "the only way" in other.found
+    linear = await prefix_cache(subject(Scorer(by_step=False), Metrics(None), format="trim"))
+    assert linear.status == "warning"
+    assert '"pooling_type": "LAST"' in linear.fix
+
+
+def test_a_scorer_under_examination_keeps_no_scores():
+    made = subject_of("scorer", subject(None, None).entry, FileSettings(), Budget(), 9.0)
+    assert made.adapter.cache_size == 0

@@ -26,7 +26,14 @@ QUESTION = [{"role": "user", "content": "What is 2 + 2?"}]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    unit = ("test_protocol.py", "test_operating_points.py", "test_keys.py", "test_admission.py")
+    unit = (
+        "test_protocol.py",
+        "test_operating_points.py",
+        "test_keys.py",
+        "test_admission.py",
+        "test_errors.py",
+        "test_metrics.py",
+    )
     for item in items:
         if HERE in item.path.parents and item.path.name not in unit:
             item.add_marker(pytest.mark.enable_socket)

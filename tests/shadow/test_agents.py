@@ -53,11 +53,6 @@ class Beside:
         return result, sorted(read_shadow(self.file), key=lambda record: record["turn"])
 
 
-@pytest.fixture
-def file(tmp_path):
-    return tmp_path / "shadow.jsonl"
-
-
 @pytest.mark.parametrize("asynchronously", [False, True])
 def test_beside_a_large_model_the_small_one_drafts_each_turn_and_no_tool_runs_twice(file, asynchronously):
     beside = Beside(file, text=True)

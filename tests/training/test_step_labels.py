@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trim_graph.config import Parts, example_config
-from trim_graph.errors import InputError, SettingsError, TrimError
+from trim_graph.errors import SettingsError, TrimError
 from trim_graph.evaluation import Question
 from trim_graph.evaluation.runner import LocalExecutor, Models
 from trim_graph.evaluation.traces import read_traces, write_traces
@@ -337,39 +337,12 @@ def test_many_failures_in_a_row_end_the_work(tmp_path):
         label(tmp_path, loaded, questions=questions)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"method": "labelled"}, "method is 'labelled': choose monte_carlo"),
-        ({"rollouts": 0}, "rollouts is 0: choose 1 or more"),
-        ({"width": 1.5}, "width is 1.5: choose a share from 0 to 1"),
-        ({"target": "firm"}, "target is 'firm': choose soft or hard"),
-        ({"generators": ("small", "tiny")}, "generators is 'tiny': choose small or large"),
-        ({"tolerance": 1, "target": "soft"}, "tolerance is 1, with target 'soft'"),
-        ({"method": "agreement", "consensus": True}, "consensus compares another method"),
-    ],
-)
-def test_wrong_settings_are_refused(settings, message):
-    with pytest.raises(SettingsError) as error:
-        LabelSettings(**settings)
-    assert str(error.value).startswith(message)
-
-
 def test_a_method_that_grades_needs_a_grader_and_a_judged_one_judgements(tmp_path):
     loaded = models(ScriptedChatModel(script=WRONG))
     with pytest.raises(SettingsError, match="needs a grader, and question 0 has none"):
         label(tmp_path, loaded, questions=[Question("?")])
     with pytest.raises(SettingsError, match="ask for a judge: give judgements"):
         label(tmp_path, loaded, replace(SETTINGS, method="agreement"))
-
-
-def test_a_record_that_is_no_continuation_is_refused_by_name(tmp_path):
-    label(tmp_path, models(ScriptedChatModel(script=["a.", "right"])))
-    file = tmp_path / "runs.jsonl"
-    record = json.loads(file.read_text().splitlines()[0])
-    file.write_text(json.dumps({**record, "steps": "none"}) + "\n")
-    with pytest.raises(InputError, match=r"runs\.jsonl, line 1: no continuation: steps"):
-        label(tmp_path, models(ScriptedChatModel(script=["a.", "right"])))
 
 
 def test_labels_are_written_and_read_as_traces(tmp_path):
@@ -413,10 +386,3 @@ def test_labels_of_the_example_models_agree_with_the_exact_checker(tmp_path):
                 break
     assert len(exact) >= 20
     assert roc_auc_score(exact, values) > 0.6
-
-
-def test_a_record_that_is_no_judgement_is_refused_by_name(tmp_path):
-    (tmp_path / "judged.jsonl").write_text('{"index": 0}\n')
-    (tmp_path / "judged.jsonl.settings.json").write_text(json.dumps({"version": 1, "settings": {}}))
-    with pytest.raises(InputError, match=r"judged\.jsonl, line 1: no judgement: question"):
-        Judgements(tmp_path / "judged.jsonl", {})

@@ -17,29 +17,11 @@ from langchain_core.callbacks import get_usage_metadata_callback
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from transformers import AutoModelForCausalLM
 
+from tests.adapters.transformers.conftest import QUESTION, SCRIPT
 from trim_graph import ScorableStep
 from trim_graph.adapters import ChatTransformers, ContextLengthError, LLMJudge
 from trim_graph.adapters.base import CallSettings
 from trim_graph.adapters.transformers.batching import GenerationJob, Row
-
-SCRIPT = "First, add 3 and 4.\n\nThen"
-QUESTION = [HumanMessage("What is it?")]
-
-
-@pytest.fixture
-def reciter(script_model):
-    return ChatTransformers(model=str(script_model(SCRIPT)))
-
-
-@pytest.fixture
-def endless(script_model):
-    """Writes `` 3 4\n`` for ever."""
-    return ChatTransformers(model=str(script_model(" 3 4", end=False)))
-
-
-@pytest.fixture
-def noisy(random_model):
-    return ChatTransformers(model=str(random_model), max_tokens=24)
 
 
 def ending(message):
@@ -311,32 +293,6 @@ class TestCounts:
     def test_a_wish_for_an_entropy_is_true_or_false(self, noisy):
         with pytest.raises(ValueError, match="first_token_entropy=2"):
             noisy.invoke(QUESTION, first_token_entropy=2)
-
-
-class TestSampling:
-    def test_a_seed_repeats_and_another_differs(self, noisy):
-        def draw(seed, n=1):
-            chats = [[HumanMessage(f"{i}?")] for i in range(n)]
-            return [a.content for a in noisy.batch(chats, temperature=1.0, seed=seed)]
-
-        assert draw(1) == draw(1)
-        assert draw(1) != draw(2)
-        assert draw(1, n=5)[0] == draw(1)[0]
-
-    def test_without_a_seed_draws_differ(self, noisy):
-        hot = noisy.model_copy(update={"temperature": 1.5})
-        assert len({hot.invoke(QUESTION).content for _ in range(4)}) > 1
-
-    def test_a_tiny_top_p_is_greedy(self, noisy):
-        assert noisy.invoke(QUESTION, temperature=2.0, top_p=1e-6).content == noisy.invoke(QUESTION).content
-
-    def test_top_p_leaves_the_likeliest_tokens(self):
-        from trim_graph.adapters.transformers.generation import _draw
-
-        logits = torch.tensor([0.2, 0.5, 0.3]).log()
-        generator = torch.Generator().manual_seed(0)
-        drawn = {int(_draw(logits, 1.0, 0.6, generator)) for _ in range(60)}
-        assert drawn == {1, 2}
 
 
 class TestBatches:
@@ -611,15 +567,6 @@ class TestSettings:
 
 
 class TestSharing:
-    def test_any_token_pads_where_the_tokenizer_names_none(self):
-        from trim_graph.adapters.transformers.generation import _pad_id
-
-        class Nameless:
-            pad_token_id = None
-
-        assert _pad_id(Nameless(), frozenset({7, 5})) == 5
-        assert _pad_id(Nameless(), frozenset()) == 0
-
     def test_instances_of_one_folder_share_its_weights(self, random_model, noisy):
         other = ChatTransformers(model=str(random_model), temperature=0.5)
         assert other._load() is noisy._load()

@@ -1,15 +1,9 @@
-"""`ChatVLLMEngine` and `VLLMEngineProcessReward` without vLLM: settings, copies, the way to install it."""
+"""Tests of `ChatVLLMEngine` without vLLM: settings, copies, the way to install it."""
 
 import asyncio
 import copy
-import multiprocessing
 import pickle
-import runpy
-import signal
-import subprocess
 import sys
-import time
-from multiprocessing import spawn
 
 import pytest
 from langchain_core.language_models import BaseChatModel
@@ -18,10 +12,7 @@ from langchain_tests.unit_tests import ChatModelUnitTests
 
 from trim_graph import ScorableStep
 from trim_graph.adapters import ChatVLLMEngine, VLLMEngineProcessReward
-from trim_graph.adapters.settings import EngineSettings
 from trim_graph.adapters.vllm import engine as vllm_engine
-from trim_graph.adapters.vllm.engine import EngineHandle, EngineSpec, engine_options
-from trim_graph.adapters.vllm.engine_scorer import pooling_options
 from trim_graph.config import make_config
 from trim_graph.examples.arithmetic import LARGE, PRM, SMALL
 
@@ -63,21 +54,6 @@ def without_vllm(monkeypatch):
 def test_a_wrong_setting_of_the_engine_is_refused_by_name(settings, match):
     with pytest.raises(ValueError, match=match):
         ChatVLLMEngine(**{"model": SMALL, **settings})
-
-
-@pytest.mark.parametrize(
-    ("settings", "match"),
-    [
-        ({"model": SMALL / "nothing"}, "no such folder"),
-        ({"format": "other"}, "format='other' is not known"),
-        ({"gpu_memory_utilization": 0}, r"gpu_memory_utilization\n.*greater than 0"),
-        ({"kv_cache_gib": -1}, r"kv_cache_gib\n.*greater than 0"),
-        ({"max_model_len": 0}, r"max_model_len\n.*greater than or equal to 1"),
-    ],
-)
-def test_wrong_settings_of_a_reward_model(settings, match):
-    with pytest.raises(ValueError, match=match):
-        VLLMEngineProcessReward(**{"model": PRM, **settings})
 
 
 def test_unknown_and_wrong_settings_of_a_call():
@@ -143,48 +119,6 @@ def test_copies_keep_the_settings():
     scorer.close()
 
 
-def test_equal_specs_share_an_engine_until_the_last_lets_go():
-    def handle(**options):
-        return EngineHandle(EngineSpec(str(SMALL), "generate", options))
-
-    first, same, other = handle(seed=1), handle(seed=1), handle(seed=2)
-    engine = first.engine()
-    assert same.engine() is engine
-    assert other.engine() is not engine
-    first.release()
-    first.release()
-    assert engine.usable
-    assert same.engine() is engine
-    same.release()
-    assert not engine.usable
-    assert first.engine() is not engine
-    for one in (first, other):
-        one.release()
-
-
-def test_options_of_an_engine():
-    assert engine_options(EngineSettings(model="org/m")) == {"dtype": "auto"}
-    shared = EngineSettings(
-        model="org/m", gpu_memory_utilization=0.25, kv_cache_gib=1.5, engine_args={"dtype": "half", "seed": 1}
-    )
-    assert engine_options(shared) == {
-        "dtype": "half",
-        "gpu_memory_utilization": 0.25,
-        "kv_cache_memory_bytes": 3 * 2**29,
-        "seed": 1,
-    }
-
-
-def test_a_reward_models_options_are_those_of_the_server():
-    from trim_graph.adapters.model_source import load_tokenizer
-
-    tokenizer = load_tokenizer(str(PRM))
-    step = tokenizer.convert_tokens_to_ids("<extra_0>")
-    assert pooling_options("qwen", tokenizer, None) == {
-        "pooler_config": {"pooling_type": "STEP", "step_tag_id": step}
-    }
-
-
 def test_a_configuration_builds_engines_with_its_settings():
     parts = make_config(
         {
@@ -198,53 +132,3 @@ def test_a_configuration_builds_engines_with_its_settings():
     assert (small.model, small.gpu_memory_utilization, small.seed) == (str(SMALL), 0.2, 4)
     assert large._handle._spec.options["tensor_parallel_size"] == 2
     assert scorer.kv_cache_gib == 2
-
-
-class TestEngineProcess:
-    """The main module of vLLM's processes, in processes of our own."""
-
-    def test_only_vllms_processes_get_it(self):
-        with vllm_engine._own_main():
-            for name in ("EngineCore", "EngineCore_DP0"):
-                data = spawn.get_preparation_data(name)
-                assert data["init_main_from_path"] == vllm_engine._CHILD
-                assert "init_main_from_name" not in data
-            assert spawn.get_preparation_data("Process-1") == spawn.get_preparation_data.__closure__[
-                0
-            ].cell_contents("Process-1")
-        assert spawn.get_preparation_data.__module__ == "multiprocessing.spawn"
-
-    def test_imported_it_does_nothing(self):
-        before = multiprocessing.active_children()
-        runpy.run_path(vllm_engine._CHILD, run_name="x")
-        assert multiprocessing.active_children() == before
-
-    def test_it_ends_when_its_parent_is_killed(self, tmp_path):
-        script = tmp_path / "script.py"
-        script.write_text(
-            "import multiprocessing, time\n"
-            "from trim_graph.adapters.vllm.engine import _own_main\n"
-            "context = multiprocessing.get_context('spawn')\n"
-            "with _own_main():\n"
-            "    child = context.Process(target=time.sleep, args=(600,), name='EngineCore')\n"
-            "    child.start()\n"
-            "print(child.pid, flush=True)\n"
-            "time.sleep(600)\n"
-        )
-        parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
-        child = int(parent.stdout.readline())
-        time.sleep(1)
-        parent.send_signal(signal.SIGKILL)
-        parent.communicate()
-        deadline = time.monotonic() + 20
-        while _runs(child):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-
-
-def _runs(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
