@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .worlds import World
 
 MEASURED = Path(__file__).parent / "own_scorers.json"
-QUESTIONS, VALIDATION, TEST = 300, 300, 600
+QUESTIONS, VALIDATION, TEST = 1000, 300, 600
 DRAWS = 2
 """Draws of training problems on which `GRADED` is compared with `EXACT`."""
 SHARES = (0.1, 0.15, 0.2, 0.3, 0.4)
