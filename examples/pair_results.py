@@ -26,6 +26,8 @@ SOLUTIONS = {
     "processbench": "ProcessBench: solutions of GSM8K by other models, labelled by people",
 }
 """Folders with metrics of scorers, and what was rated there."""
+POLICIES_ON = "policies_on_"
+"""Begins the folder of policies that were planned or trained on a scorer's scores."""
 PAPER = "the paper, MATH-500: 4.75 beside 0.95"
 PAPER_CPT = "the paper: 17.2 %"
 LEGEND = (
@@ -150,7 +152,8 @@ def page(document: Mapping[str, Any]) -> str:
     if document["times"]:
         parts += ["## How long it takes", *_times(document["times"])]
     for name, run in runs.items():
-        heading = "Policies on the own scorer" if name == "policies" else f"Scorer: {name.replace('_', ' ')}"
+        scorer = name.removeprefix(POLICIES_ON).replace("_", " ")
+        heading = f"Policies on scorer: {scorer}" if name.startswith(POLICIES_ON) else f"Scorer: {scorer}"
         parts += [f"## {heading}", _points(run), _curves(run)]
     return "\n\n".join(parts) + "\n"
 

@@ -20,6 +20,7 @@ from trim_graph.calls.model_call import (
     make_step,
     notes_on,
     prepare_step,
+    skip_late_call,
     usage_with_reply,
 )
 from trim_graph.calls.speculation import Speculation
@@ -66,7 +67,8 @@ def generate_step_node(
             charge = charge_interrupted_calls(state, stored_calls(state, config), invocation)
             if charge:
                 return _charged_first(state, charge)
-        return make_step(prepare(state, config, invocation), ledger, _apply_reply)
+        call = prepare(state, config, invocation)
+        return skip_late_call(call) or make_step(call, ledger, _apply_reply)
 
     async def arun(state: TrimState, config: RunnableConfig, invocation: Invocation | None) -> dict[str, Any]:
         if state.get("in_flight") is not None:
@@ -74,6 +76,8 @@ def generate_step_node(
             if charge:
                 return _charged_first(state, charge)
         call = prepare(state, config, invocation)
+        if (skipped := skip_late_call(call)) is not None:
+            return skipped
         if warming is not None and "warm" in call.request:
             warming.start(call.view, config, invocation)
         if call.writer == "small" and speculation is not None and call.settings.lookahead:

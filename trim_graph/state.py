@@ -135,7 +135,7 @@ class InFlight(TypedDict):
 
 
 class Failure(TypedDict):
-    """A failed call, for which `route` takes the way out that the settings declare."""
+    """A failed call, after which `route` ends the run or takes the way out that the settings declare."""
 
     part: Literal["small", "large", "scorer"]
     error: str
@@ -146,7 +146,7 @@ class Failure(TypedDict):
     context_full: NotRequired[bool]
     """Whether the conversation and the steps fill the model's context."""
     timed_out: NotRequired[bool]
-    """Whether the limit on seconds cut the call off."""
+    """Whether the limit on seconds cut the call off, or left no time for it: the run ends."""
 
 
 class PendingInterrupt(TypedDict):

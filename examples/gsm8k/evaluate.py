@@ -37,7 +37,7 @@ STAGES = (
 )
 THRESHOLDS = {
     "token_probability": "0.85,0.9,0.95",
-    "group_confidence": "0.5,0.65,0.8,0.9",
+    "group_confidence": "0.7,0.78,0.86",
     "judge": "0.3,0.5,0.7,0.9",
     "own_scorer": "0.2,0.4,0.6,0.8",
 }
@@ -75,6 +75,12 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--base", help="of the scorer: folder or hub id; default: the small model")
     parser.add_argument(
         "--scorer-url", help="a vLLM server of runs/scorer; default: transformers, in process"
+    )
+    parser.add_argument(
+        "--policy-scorer",
+        choices=["token_probability", "own_scorer"],
+        default="own_scorer",
+        help="on whose scores policies are planned and trained",
     )
     parser.add_argument("--stage", action="append", choices=STAGES, help="may be repeated; default: all")
     given = parser.parse_args(arguments)
@@ -181,7 +187,7 @@ def _label(given: argparse.Namespace, questions: str, labels: str, *more: str) -
     """Returns the command that labels solutions of training questions."""
     config = str(own_pair.write_configuration(given, "label"))
     return ["label", "--config", config, "--dataset", dataset(given.out / f"{questions}.jsonl"),
-            "--out", str(given.out / f"{labels}.jsonl"), "--rollouts", "2", "--continuations", "4",
+            "--out", str(given.out / f"{labels}.jsonl"), "--rollouts", "4", "--continuations", "4",
             *more, *_concurrency(given)]  # fmt: skip
 
 
@@ -199,14 +205,17 @@ def _rate_held_out(given: argparse.Namespace) -> Iterator[list[str]]:
     # The large model's solutions say how often its steps are right, which a plan needs.
     yield _label(given, "held-out", "held-out-labels", "--generator", "small", "--generator", "large")
     for name in ("token_probability", "judge", "own_scorer"):
+        if name != given.policy_scorer and "scorers" not in given.stage:
+            continue
         yield ["eval-scorer", str(given.out / "held-out-labels.jsonl"), "--config", str(_config(given, name)),
                "--out", str(given.out / "rated" / name), *_concurrency(given)]  # fmt: skip
 
 
 def _make_policies(given: argparse.Namespace) -> Iterator[list[str]]:
-    """Yields the commands that plan and train policies on the new scorer's scores, and test them."""
-    traces = str(given.out / "rated" / "own_scorer" / "held-out-labels.traces.jsonl")
-    folder, config = given.out / "policy-files", str(_config(given, "own_scorer"))
+    """Yields the commands that plan and train policies on a scorer's scores, and test them."""
+    scorer = given.policy_scorer
+    traces = str(given.out / "rated" / scorer / "held-out-labels.traces.jsonl")
+    folder, config = given.out / f"policies-{scorer}", str(_config(given, scorer))
     folder.mkdir(exist_ok=True)
     costs = [part for cost in COSTS_PER_TOKEN for part in ("--cost-per-token", cost)]
     yield ["plan", traces, "--out", str(folder / "planned.json"), *costs]
@@ -218,7 +227,7 @@ def _make_policies(given: argparse.Namespace) -> Iterator[list[str]]:
                "--rounds", "4", "--lambda", LARGE_TOKEN_PRICE, "--out", str(folder),
                "--rollouts", str(given.out / "rollouts"), *_concurrency(given)]  # fmt: skip
     planned = [part for file in planned_files(folder) for part in ("--policy", str(file))]
-    yield [*_evaluation(given, "policies", "own_scorer"), *planned,
+    yield [*_evaluation(given, f"policies_on_{scorer}", scorer), *planned,
            "--sweep", f"{learned}:{LEARNED_THRESHOLDS}"]  # fmt: skip
 
 
@@ -244,9 +253,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TrimError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    # A label takes two solutions and some continuations, about as much as six solutions of the small model.
-    solutions = 3 * given.labelled * ("own_scorer" in given.stage)
-    solutions += 3 * given.held_out * bool({"policies", "scorers"} & set(given.stage))
+    # A label takes four solutions and some continuations, about as much as eight of the small model's.
+    solutions = 4 * given.labelled * ("own_scorer" in given.stage)
+    solutions += 4 * given.held_out * bool({"policies", "scorers"} & set(given.stage))
     alone = given.validation + solutions
     expected = own_pair.hours(given, LENGTHS, questions=given.n, arms=count_arms(given), alone=alone)
     print(f"Hours to expect: {expected:.1f}. {own_pair.assumption(given, LENGTHS)}", flush=True)

@@ -218,6 +218,19 @@ def test_a_large_call_cut_by_the_deadline_is_charged_and_said(make, clock):
     assert any("limit on seconds; 100 tokens" in note for note in summary["notes"])
 
 
+@pytest.mark.parametrize("asynchronously", [False, True], ids=["sync", "async"])
+def test_a_large_call_for_which_a_slow_policy_leaves_no_time_is_not_made(make, clock, asynchronously):
+    class Slow(large_only):
+        def next_writer(self, observation):
+            clock.now += 3
+            return super().next_writer(observation)
+
+    rig = make(policy=Slow(), budget={"seconds": 2, "large_tokens": 100})
+    summary = rig.solve(asynchronously=asynchronously)["trim"]
+    assert (summary["stopped"], rig.large.calls, summary["notes"]) == ("deadline", [], [])
+    assert summary["tokens"]["large_unaccounted"] == 0
+
+
 def test_without_a_deadline_no_timeout_is_passed_and_a_models_own_comes_through(make, rig):
     rig.ask()
     assert {call["timeout"] for call in rig.small.calls} == {None}

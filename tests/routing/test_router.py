@@ -527,6 +527,14 @@ def test_a_solution_that_fills_the_scorers_context_ends_with_the_draft():
     assert str(route(draft=draft(end="eos"), **full)) == "end: finished"
 
 
+@pytest.mark.parametrize("failed", [SMALL_FAILED, SCORER_FAILED])
+def test_a_context_that_fills_when_the_time_is_up_is_named_as_the_reason(failed):
+    late = {"budget": Budget(seconds=5), "usage": used(seconds=6.0), "request": step_request()}
+    rated = {"draft": draft()} if failed["part"] == "scorer" else {}
+    ruling = route(failed={**failed, "context_full": True}, **rated, **late)
+    assert (str(ruling), len(ruling.state["notes"])) == ("end: length", 1)
+
+
 def test_a_solution_that_its_writer_ends_in_place_of_a_step_is_finished():
     for attempt in (0, 1):
         ended = {**step_request(), "attempt": attempt, "ended": True}
@@ -1429,6 +1437,9 @@ def unbounded_or(tokens: int | None) -> Callable[..., int]:
     return unbounded if tokens is None else lambda steps, written: tokens
 
 
+CAUSES = st.sampled_from([{}, {}, {"timed_out": True}, {"context_full": True}])
+
+
 @st.composite
 def views(draw: Any, unit: str = "step") -> RunView:
     """Returns a view of a run as the nodes of a graph, or an agent, may leave it."""
@@ -1451,7 +1462,6 @@ def views(draw: Any, unit: str = "step") -> RunView:
         "memory": draw(st.sampled_from([None, {"n": 0}])),
         "accounts_left": draw(st.dictionaries(st.sampled_from(["user:1", "thread:1"]), LEFT)),
         "count_prompt": unbounded_or(draw(st.sampled_from([0, 0, 10, 90, None]))),
-        "stopped": draw(st.sampled_from(["", "", "", "length", "deadline"])),
     }
     given["accounts"] = {
         name: {"large_cost": 500.0 if left.large_cost is not None else None}
@@ -1474,12 +1484,14 @@ def views(draw: Any, unit: str = "step") -> RunView:
             max_tokens=draw(st.sampled_from([50, 100, 400])),
         )
     if left == "request" and unit == "step":
-        how = draw(st.sampled_from([{"attempt": 2}, {"interrupted": True}]))
+        how = draw(st.sampled_from([{"attempt": 2}, {"interrupted": True}, {"ended": True}]))
         given["request"] = step_request(draw(WRITERS), partial_text="- ", **how)
     if left == "failure":
         failed = draw(st.sampled_from([SMALL_FAILED, LARGE_FAILED, SCORER_FAILED, CAME_LATE]))
-        if failed in (SMALL_FAILED, LARGE_FAILED):
-            failed = failed | draw(st.sampled_from([{}, {"context_full": True}, {"no_step": True}]))
+        if failed != CAME_LATE:
+            failed = failed | draw(CAUSES)
+        if failed in (SMALL_FAILED, LARGE_FAILED) and draw(st.booleans()):
+            failed = failed | {"no_step": True}
         given |= {
             "failed": failed,
             "request": step_request("large" if failed["part"] == "large" else "small"),
@@ -1613,9 +1625,9 @@ def _after_generate(data: Any, state: TrimState) -> dict[str, Any]:
         return {**done, "request": {**request, "interrupted": True}}
     if outcome == "failure":
         usage[writer]["failed_calls"] += 1
-        return {**done, "failed": {"part": writer, "error": "gone"}}
+        return {**done, "failed": {"part": writer, "error": "gone", **data.draw(CAUSES)}}
     if outcome == "silence" and state["steps"]:
-        return {**done, "stopped": "finished"}
+        return {**done, "request": {**request, "ended": True}}
     tokens = data.draw(st.integers(1, request["max_tokens"]))
     usage[writer]["output_tokens"] += tokens
     text = data.draw(TEXTS) + ("\n\nand more" if request["until_eos"] else "")
@@ -1625,7 +1637,7 @@ def _after_generate(data: Any, state: TrimState) -> dict[str, Any]:
 
 def _after_score(data: Any, state: TrimState) -> dict[str, Any]:
     if data.draw(st.integers(0, 5)) == 0:
-        return {"failed": SCORER_FAILED}
+        return {"failed": {**SCORER_FAILED, **data.draw(CAUSES)}}
     assert state["draft"] is not None
     return {"draft": Draft(**{**state["draft"], "score": data.draw(st.floats(0, 1))})}  # type: ignore[typeddict-item]
 

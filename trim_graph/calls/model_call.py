@@ -656,7 +656,7 @@ def charged(call: Call, update: Update) -> Update:
         _remember(call, update["usage"], raised=False)
         update = update | {"charged_call": call.id}
     tokens = unreported_tokens(update["usage"], writer) - unreported_tokens(call.usage, writer)
-    if not tokens or "timed_out" in (update.get("failed") or ()):  # which has its own note
+    if not tokens or "timed_out" in (update.get("failed") or ()):  # a cut-off has its own note
         return update
     note = charge_note(writer, "did not report all that it had generated", tokens)
     return update if note in update.get("notes", call.notes) else add_note(call, update, note)
@@ -716,6 +716,19 @@ def usage_before_fallback(call: Call, error: Exception, seconds: float) -> Usage
 
 
 # When there is no answer
+
+
+def skip_late_call(call: Call) -> Update | None:
+    """Returns the update in place of a large call for which no time is left; None if it may be made.
+
+    It would be cut off and charged in full. The router saw more time: policy, checkpointer and ledger have
+    taken some since.
+    """
+    left = call.view.seconds_left
+    if call.writer != "large" or left is None or left > 0:
+        return None
+    failed = Failure(part="large", error="the limit on seconds left no time for it", timed_out=True)
+    return {"usage": call.usage, "draft": None, "in_flight": None, "failed": failed}
 
 
 def _exhausted(call: Call, limit: str) -> Update:

@@ -100,7 +100,7 @@ def next_attempt(request: StepRequest, reply: Reply, *, by_prompt: bool = False)
         by_prompt: Whether a prompt asked for the continuation, which shows the model no blank lines.
     """
     text, attempt = reply.text + reply.separator, request["attempt"] + 1
-    adds = bool(text.strip() if by_prompt else text)
+    adds = _adds_text(text, by_prompt=by_prompt)
     only_reasoning = reply.end == "length" and not text.strip() and reply.reasoning_tokens > 0
     if reply.end == "eos" or only_reasoning or attempt >= (MAX_ATTEMPTS if adds else MAX_IDLE):
         return None
@@ -110,17 +110,21 @@ def next_attempt(request: StepRequest, reply: Reply, *, by_prompt: bool = False)
     return again
 
 
+def _adds_text(text: str, *, by_prompt: bool) -> bool:
+    return bool(text.strip() if by_prompt else text)
+
+
 def why_no_step(request: StepRequest, reply: Reply, *, by_prompt: bool, timed_out: bool) -> str:
     """Returns why a writer's answers hold no step, with advice for the user.
 
     Args:
         request: Request of the last answer.
         reply: The last answer.
-        by_prompt: As of `next_attempt`.
+        by_prompt: Whether a prompt asked for the continuation; see `next_attempt`.
         timed_out: Whether a time limit cut the last answer.
     """
     before, text = request["partial_text"], reply.text + reply.separator
-    partial_text = before + text if (text.strip() if by_prompt else text) else before.strip()
+    partial_text = before + text if _adds_text(text, by_prompt=by_prompt) else before.strip()
     if partial_text.strip():
         return f"it wrote nothing but punctuation or tags: {partial_text.strip()[:40]!r}"
     if timed_out:

@@ -476,7 +476,9 @@ class _Decision:
                 return acted
         if (failed := self.state.get("failed")) is not None:
             assert request is not None
-            if self.out_of_time:  # a draft that the scorer could not rate stays, as where it took too long
+            if way_out(failed, self.settings, self.steps, solution=self.options.unit == "step") == "end":
+                return self._end_with_full_context(failed, draft, request)
+            if self.out_of_time:  # a draft that was not rated in time stays
                 return self.finish("deadline") if draft is None else self.accept(draft, request)
             return self._fall_back(failed, draft, request)
         if draft is not None:
@@ -787,11 +789,6 @@ class _Decision:
         if "exhausted_limit" in failed:
             return self._exhausted_by_others(failed["exhausted_limit"], request)
         full, name = failed.get("context_full", False), _name(failed)
-        if "no_step" not in failed and self._ends_after(failed):
-            self.note(f"the context of the {name} is full: the solution ends here")
-            if draft is None:
-                return self.finish("length")
-            return self.accept(draft, request, explain.NO_ROOM, ends="length")
         if "no_step" in failed:
             self.note(f"the {name} wrote no step: {failed['error']}")
             if getattr(self.settings, f"on_{failed['part']}_error") == "raise":
@@ -816,9 +813,12 @@ class _Decision:
             raise InputError(f"no model has room for this conversation: {failed['error']}")
         return self.finish("length" if full else "failed")
 
-    def _ends_after(self, failed: Failure) -> bool:
-        way = way_out(failed, self.settings, self.steps, solution=self.options.unit == "step")
-        return way == "end"
+    def _end_with_full_context(self, failed: Failure, draft: Draft | None, request: StepRequest) -> Action:
+        """Ends the solution; a draft that the scorer had no room for stays."""
+        self.note(f"the context of the {_name(failed)} is full: the solution ends here")
+        if draft is None:
+            return self.finish("length")
+        return self.accept(draft, request, explain.NO_ROOM, ends="length")
 
     def _exhausted_by_others(self, limit: str, request: StepRequest) -> Action:
         """Returns the action after other runs exhausted an account before the large model could be called."""
@@ -1228,11 +1228,8 @@ def request_after_draft(request: StepRequest, draft: Draft, settings: Settings, 
     """
     seconds = settings.budget.seconds
     late = seconds is not None and usage["seconds"] >= seconds
-    return request_without_decision(request) if late or not _is_routed(draft, settings) else request
-
-
-def request_without_decision(request: StepRequest) -> StepRequest:
-    """Returns the request of a draft that is accepted as it is."""
+    if not late and _is_routed(draft, settings):
+        return request
     return StepRequest(**{**request, "needs_decision": False, "needs_score": False})
 
 
