@@ -3,8 +3,8 @@
     python -m trim_graph.examples.pair_results RUNS --title GSM8K --out FOLDER
 
 Reads the ``summary.json`` of each run below RUNS, one for each scorer. Where there are any, it reads too the
-metrics of scorers in RUNS/rated and RUNS/processbench, and the runs in RUNS/times, which no cache of
-responses has answered. The note of an earlier results.json is kept.
+metrics of scorers in RUNS/rated, RUNS/rated_later and RUNS/processbench, and the runs in RUNS/times, which no
+cache of responses has answered. The note of an earlier results.json is kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from trim_graph.evaluation.plots import ArmPoint, draw_accuracy, save_plot
 
 TARGETS = ("50", "80", "95")
 SOLUTIONS = {
-    "rated": "solutions of training questions that no scorer has learned from, labelled by continuations",
+    "rated": "solutions of questions that no scorer has learned from, labelled by continuations",
+    "rated_later": "further such solutions, labelled later",
     "processbench": "ProcessBench: solutions of GSM8K by other models, labelled by people",
 }
 """Folders with metrics of scorers, and what was rated there."""
@@ -137,13 +138,7 @@ def page(document: Mapping[str, Any]) -> str:
         LEGEND,
         "![accuracy against the share of large tokens](results.png)",
         "## The models alone",
-        _table(
-            ["model", "accuracy", "tokens a question"],
-            [
-                [name, _value(_arm(first, name), "accuracy"), _tokens(_arm(first, name))]
-                for name in (SMALL, LARGE)
-            ],
-        ),
+        _table(["model", "accuracy", "tokens a question"], _alone(runs)),
         "## The paper's claims here",
         "\n".join(f"- {line}" for line in claims(runs)),
     ]
@@ -156,6 +151,17 @@ def page(document: Mapping[str, Any]) -> str:
         heading = f"Policies on scorer: {scorer}" if name.startswith(POLICIES_ON) else f"Scorer: {scorer}"
         parts += [f"## {heading}", _points(run), _curves(run)]
     return "\n\n".join(parts) + "\n"
+
+
+def _alone(runs: Mapping[str, Any]) -> Iterable[Sequence[str]]:
+    """Yields a row for each model; several, with the runs that each is of, where it was run again."""
+    for model in (SMALL, LARGE):
+        found = dict[tuple[str, str], list[str]]()
+        for name, run in runs.items():
+            arm = _arm(run, model)
+            found.setdefault((_value(arm, "accuracy"), _tokens(arm)), []).append(name.replace("_", " "))
+        for cells, names in found.items():
+            yield [model if len(found) == 1 else f"{model} ({', '.join(names)})", *cells]
 
 
 def claims(runs: Mapping[str, Any]) -> list[str]:
@@ -287,17 +293,22 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def draw(document: Mapping[str, Any], stem: Path) -> None:
-    """Draws accuracy against share: each scorer's sweep and cascade, and each other baseline once."""
-    runs, points = document["runs"], []
+    """Draws accuracy against share: each scorer's sweep, policies and cascade, each other baseline once."""
+    runs, steps, whole = document["runs"], list[ArmPoint](), list[ArmPoint]()
     drawn: dict[str, str] = {}
     for name, run in runs.items():
-        scorer = name.replace("_", " ")
+        scorer = name.removeprefix(POLICIES_ON).replace("_", " ")
         for arm in run["arms"]:
-            family = scorer if arm["kind"] == "sweep" else arm["family"]
-            if family == "score_cascade":
-                family = f"score_cascade, {scorer}"
-            if arm["kind"] != "reference" and drawn.setdefault(family, name) == name:
-                points.append(_point(arm, family))
+            if arm["kind"] == "reference":
+                continue
+            family = arm["family"]
+            if family in QUERY_LEVEL:
+                family = f"{family}, {scorer}" if family == "score_cascade" else family
+                if drawn.setdefault(family, name) == name:
+                    whole.append(_point(arm, family))
+            else:
+                steps.append(_point(arm, f"policies, {scorer}" if name.startswith(POLICIES_ON) else scorer))
+    points = [*steps, *whole]
     first = next(iter(runs.values()))
     small, large = (_point(_arm(first, name), name) for name in (SMALL, LARGE))
     for file in save_plot(draw_accuracy(points, small, large), stem):

@@ -81,7 +81,7 @@ class StepSettings(KnownFields):
         default=3,
         ge=1,
         description="Word-for-word repetitions of the last steps that end a run as a loop; of a boxed answer "
-        "three times as many; null detects no loop",
+        "three times as many; or of one text in a step that its token limit cut. Null detects no loop",
     )
     seed: int | None = Field(default=None, description="Makes random policies repeatable")
     on_scorer_error: OnScorerError = Field(

@@ -25,7 +25,9 @@ def lines_of(figure):
 
 
 def legend_of(figure):
-    return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    """Returns the texts of the legend: among the points, or beside the axes."""
+    (legend,) = filter(None, [figure.axes[0].get_legend(), *figure.legends])
+    return [text.get_text() for text in legend.get_texts()]
 
 
 def test_accuracy_lies_beside_the_line_of_random_query_routing():
@@ -49,6 +51,15 @@ def test_accuracy_lies_beside_the_line_of_random_query_routing():
         "threshold",
         "random",
     ]
+
+
+def test_a_legend_of_many_families_hides_no_point():
+    many = [ArmPoint(f"family {number}", number / 10, 0.5) for number in range(9)]
+    figure = draw_accuracy(many, SMALL, LARGE)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert len(legend_of(figure)) == 3 + len(many)
+    assert not legend.get_window_extent().overlaps(figure.axes[0].get_window_extent())
 
 
 def test_a_reliability_curve_shows_the_area():

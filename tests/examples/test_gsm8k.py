@@ -133,6 +133,18 @@ def test_metrics_of_scorers_are_on_the_page(tmp_path):
     assert table.splitlines()[-1] == "| judge | 0.700 (0.600 to 0.800) | - | 0.500 | 9 |"
 
 
+def test_a_model_that_was_run_again_has_a_row_for_each_result():
+    def run(accuracy):
+        metrics = {"accuracy": {"value": accuracy, "interval": None}}
+        metrics |= {f"{model}_tokens": {"value": 300.0} for model in ("small", "large")}
+        return {"arms": [{"arm": model, "metrics": metrics} for model in ("small", "large")]}
+
+    same = results._alone({"judge": run(0.3), "own_scorer": run(0.3)})
+    assert list(same) == [["small", "0.300", "300"], ["large", "0.300", "300"]]
+    rows = list(results._alone({"judge": run(0.3), "own_scorer": run(0.4)}))
+    assert rows[:2] == [["small (judge)", "0.300", "300"], ["small (own scorer)", "0.400", "300"]]
+
+
 def test_what_a_run_without_a_cache_took_is_on_the_page(tmp_path):
     tokens = {"small_tokens": {"value": 9}, "large_tokens": {"value": 4}}
     large = {"arm": "large", "metrics": {**tokens, "seconds": {"value": 2.0, "interval": None}}}

@@ -57,6 +57,58 @@ def test_a_solution_that_ends_has_finished_whatever_it_repeats(make):
     assert rig.ask()["trim"]["stopped"] == "finished"
 
 
+def cut(text):
+    """A solution whose last step its token limit has cut."""
+    return [*steps_of("Two and two."), *steps_of(text, end="length")]
+
+
+def test_a_step_that_is_one_pattern_to_its_token_limit_is_a_loop_wherever_the_cuts_fall():
+    text = " \\implies \\frac{8}{15} < \\frac{n}{n + k}" * 40
+    for begin in range(45):
+        found = loop_in(cut(text[begin : begin + 1000]), 3)
+        assert found is not None
+        assert found.startswith("the last step, cut at its token limit, is the same text 2")
+    assert loop_in(steps_of(text), 3) is None, "no limit has cut it"
+    assert loop_in(cut(f"First, {text}"), 3) is None, "it is more than the pattern"
+    assert loop_in([], 3) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "loops"),
+    [
+        ("0 & " * 15, False),
+        ("0 & " * 40, True),
+        ("0" * 59, False),
+        ("0" * 61, True),
+        (AGAIN * 3, False),
+        (AGAIN * 4, True),
+        ("", False),
+    ],
+)
+def test_a_cut_row_of_a_table_is_a_loop_only_if_it_is_long(text, loops):
+    assert (loop_in(cut(text), 3) is not None) is loops
+
+
+@given(st.text(alphabet="ab ", min_size=1, max_size=9), st.integers(1, 80), st.integers(1, 5))
+def test_a_cut_pattern_is_a_loop_once_it_repeats_as_often_as_equal_steps_would(pattern, times, most):
+    text = (pattern * times).strip()
+    found = loop_in(cut(text), most)
+    shortest = next((p for p in range(1, len(text) + 1) if text == (text[:p] * len(text))[: len(text)]), 0)
+    needed = max(most, -(-most * 20 // max(shortest, 1)))
+    assert (found is not None) == (shortest > 0 and len(text) // shortest > needed)
+
+
+def test_a_model_that_repeats_within_a_cut_step_ends_the_run(make):
+    rig = make(
+        writes("Two and two.", "and so on, " * 100), scores={}, policy=small_only(), max_step_tokens=60
+    )
+    summary = rig.ask()["trim"]
+    assert (summary["stopped"], summary["steps"]["small"]) == ("loop", 2)
+    assert summary["notes"] == [
+        "the run has ended in a loop: the last step, cut at its token limit, is the same text 19 times"
+    ]
+
+
 def test_an_answer_boxed_again_and_again_ends_the_run(make):
     texts = [f"{number}. So it is \\boxed{{4}}." for number in range(20)]
     rig = make(writes(*texts), writes("x"), scores={}, policy=small_only())

@@ -25,6 +25,8 @@ MARKS = "osD^vPX*"
 _LINES = ("-", "--", "-.", ":")
 _LONGEST = 28
 """Letters of a name in a legend."""
+_INSIDE = 6
+"""Families up to which a legend lies among the points."""
 
 
 class ArmPoint(NamedTuple):
@@ -112,7 +114,10 @@ def draw_accuracy(
             _draw_points(axes, joined, fmt=f"{MARKS[(number + 2) % len(MARKS)]}-", **style)
         axes.set(xlabel="large tokens, as a share of the large model alone", ylabel="accuracy")
         axes.set_xlim(-0.03, max([1.03, *(1.03 * point.share for point in points)]))
-        axes.legend(fontsize=8, loc="best")
+        if len(families) > _INSIDE:
+            figure.legend(fontsize=8, loc="outside lower center", ncols=2)
+        else:
+            axes.legend(fontsize=8, loc="best")
         return figure
 
 

@@ -1249,14 +1249,19 @@ def step_from_draft(draft: Draft) -> Step:
 def loop_in(steps: Sequence[Mapping[str, Any]], max_repeats: int) -> str | None:
     """Returns a description of the loop at the end of a solution; None if there is none.
 
-    In a loop the last steps repeat word for word, or box the same answer repeatedly. Only the end of a
-    solution counts. So a step that reappears later is no loop, nor is an answer restated once or twice.
+    In a loop the last steps repeat word for word, or box the same answer repeatedly, or the last step, which
+    its token limit cut, is one pattern repeated. Only the end of a solution counts. So a step that reappears
+    later is no loop, nor is an answer restated once or twice.
 
     Args:
         steps: The accepted steps.
         max_repeats: Number of repetitions that make a loop, as in `trim_graph.Settings`.
     """
-    return _repeated_steps(steps, max_repeats) or _repeated_answer(steps, max_repeats)
+    return (
+        _repeated_steps(steps, max_repeats)
+        or _repeated_answer(steps, max_repeats)
+        or _repeated_pattern(steps, max_repeats)
+    )
 
 
 def _repeated_steps(steps: Sequence[Mapping[str, Any]], max_repeats: int) -> str | None:
@@ -1264,13 +1269,35 @@ def _repeated_steps(steps: Sequence[Mapping[str, Any]], max_repeats: int) -> str
     for size in range(1, len(texts) // (max_repeats + 1) + 1):
         if texts[-1] != texts[-1 - size]:  # as with most steps
             continue
-        characters = sum(map(len, texts[-size:]))
-        repeats = math.ceil(max_repeats * max(1.0, REPEATED_CHARACTERS / max(characters, 1)))
+        repeats = _repeats_of_loop(sum(map(len, texts[-size:])), max_repeats)
         again = size * repeats
         if len(texts) >= again + size and texts[-again:] == texts[-again - size : -size]:
             what = "step was" if size == 1 else f"{size} steps were"
             return f"the last {what} written {repeats + 1} times word for word"
     return None
+
+
+def _repeats_of_loop(characters: int, max_repeats: int) -> int:
+    """Returns how often a text of so many characters is repeated in a loop; a short one more often."""
+    return math.ceil(max_repeats * max(1.0, REPEATED_CHARACTERS / max(characters, 1)))
+
+
+def _repeated_pattern(steps: Sequence[Mapping[str, Any]], max_repeats: int) -> str | None:
+    text = steps[-1]["text"].strip() if steps and steps[-1]["end"] == "length" else ""
+    if not text:
+        return None
+    # A text of period p begins with itself shifted by p (the border table of Knuth, Morris and Pratt).
+    borders = [0]
+    for letter in text[1:]:
+        border = borders[-1]
+        while border and text[border] != letter:
+            border = borders[border - 1]
+        borders.append(border + (text[border] == letter))
+    period = len(text) - borders[-1]
+    times = len(text) // period
+    if times <= _repeats_of_loop(period, max_repeats):
+        return None
+    return f"the last step, cut at its token limit, is the same text {times} times"
 
 
 def _repeated_answer(steps: Sequence[Mapping[str, Any]], max_repeats: int) -> str | None:
