@@ -109,6 +109,12 @@ def test_a_model_that_repeats_within_a_cut_step_ends_the_run(make):
     ]
 
 
+def test_a_step_of_a_fixed_number_of_tokens_is_no_loop_by_itself(make):
+    rows = {"segmentation": {"type": "tokens", "tokens": 60}, "max_steps": 2}
+    rig = make(writes("0 & " * 60), scores={}, policy=small_only(), **rows)
+    assert rig.ask()["trim"]["stopped"] == "max_steps"
+
+
 def test_an_answer_boxed_again_and_again_ends_the_run(make):
     texts = [f"{number}. So it is \\boxed{{4}}." for number in range(20)]
     rig = make(writes(*texts), writes("x"), scores={}, policy=small_only())

@@ -329,7 +329,7 @@ def end_of_solution(
     """
     if steps[-1]["end"] == "eos":
         return "finished"
-    if settings.max_repeats is not None and loop_in(steps, settings.max_repeats) is not None:
+    if _loop_at_end(steps, settings) is not None:
         return "loop"
     return "max_steps" if len(steps) >= settings.max_steps else None
 
@@ -632,8 +632,7 @@ class _Decision:
         if end != "finished" and ends is not None:
             return self.finish(ends)
         if end == "loop":
-            assert self.settings.max_repeats is not None
-            self.note(f"the run has ended in a loop: {loop_in(self.steps, self.settings.max_repeats)}")
+            self.note(f"the run has ended in a loop: {_loop_at_end(self.steps, self.settings)}")
         if end is not None:
             return self.finish(end)
         if used_up and not self.out_of_time:
@@ -1246,7 +1245,13 @@ def step_from_draft(draft: Draft) -> Step:
     return cast(Step, kept)
 
 
-def loop_in(steps: Sequence[Mapping[str, Any]], max_repeats: int) -> str | None:
+def _loop_at_end(steps: Sequence[Step], settings: Settings) -> str | None:
+    if settings.max_repeats is None:
+        return None
+    return loop_in(steps, settings.max_repeats, fixed_size=isinstance(settings.segmentation, TokenSteps))
+
+
+def loop_in(steps: Sequence[Mapping[str, Any]], max_repeats: int, *, fixed_size: bool = False) -> str | None:
     """Returns a description of the loop at the end of a solution; None if there is none.
 
     In a loop the last steps repeat word for word, or box the same answer repeatedly, or the last step, which
@@ -1256,11 +1261,12 @@ def loop_in(steps: Sequence[Mapping[str, Any]], max_repeats: int) -> str | None:
     Args:
         steps: The accepted steps.
         max_repeats: Number of repetitions that make a loop, as in `trim_graph.Settings`.
+        fixed_size: Whether every step ends at a number of tokens, so that a cut says nothing of it.
     """
     return (
         _repeated_steps(steps, max_repeats)
         or _repeated_answer(steps, max_repeats)
-        or _repeated_pattern(steps, max_repeats)
+        or (None if fixed_size else _repeated_pattern(steps, max_repeats))
     )
 
 
