@@ -302,12 +302,13 @@ def draw(document: Mapping[str, Any], stem: Path) -> None:
             if arm["kind"] == "reference":
                 continue
             family = arm["family"]
-            if family in QUERY_LEVEL:
-                family = f"{family}, {scorer}" if family == "score_cascade" else family
-                if drawn.setdefault(family, name) == name:
-                    whole.append(_point(arm, family))
-            else:
-                steps.append(_point(arm, f"policies, {scorer}" if name.startswith(POLICIES_ON) else scorer))
+            if arm["kind"] in ("sweep", "policy"):
+                on = {"sweep": "learned policy, ", "policy": "planned policies, "}[arm["kind"]]
+                family = f"{on}{scorer}" if name.startswith(POLICIES_ON) else scorer
+            elif family == "score_cascade":
+                family = f"{family}, {scorer}"
+            if drawn.setdefault(family, name) == name:
+                (whole if arm["family"] in QUERY_LEVEL else steps).append(_point(arm, family))
     points = [*steps, *whole]
     first = next(iter(runs.values()))
     small, large = (_point(_arm(first, name), name) for name in (SMALL, LARGE))
