@@ -421,6 +421,8 @@ def _take_connection(address: str) -> None:
             "10.0.0.1:6379; run this command on one of its machines, or hand it in with ray job submit"
         )
     try:
+        if not 0 < int(port) < 1 << 16:  # the system would take its last 16 bits
+            raise OverflowError(f"its port is {port}, above 65535" if int(port) else "its port is 0")
         socket.create_connection((host.strip("[]"), int(port)), REACHED_IN).close()
     except (OSError, OverflowError) as error:
         raise SettingsError(f"--ray {address} cannot be reached: {error}") from error

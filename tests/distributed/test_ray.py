@@ -266,7 +266,8 @@ def is_worker(pid):
         ("127.0.0.1:1", "--ray 127.0.0.1:1 cannot be reached: [Errno 111] Connection refused"),
         ("ray://127.0.0.1:10001", "give HOST:PORT of the cluster's head"),
         ("somewhere", "give HOST:PORT of the cluster's head"),
-        ("127.0.0.1:99999", "--ray 127.0.0.1:99999 cannot be reached"),
+        ("127.0.0.1:99999", "--ray 127.0.0.1:99999 cannot be reached: its port is 99999, above 65535"),
+        ("127.0.0.1:0", "--ray 127.0.0.1:0 cannot be reached: its port is 0"),
     ],
 )
 def test_an_address_that_is_none(address, message):

@@ -109,6 +109,11 @@ def test_a_model_that_repeats_within_a_cut_step_ends_the_run(make):
     ]
 
 
+def test_a_text_that_the_limit_of_the_solution_cuts_ends_for_that_limit(make):
+    rig = make(["x"], writes("and so on, " * 999), policy=large_only(), max_steps=4, max_step_tokens=60)
+    assert rig.ask()["trim"]["stopped"] == "max_steps"
+
+
 def test_a_step_of_a_fixed_number_of_tokens_is_no_loop_by_itself(make):
     rows = {"segmentation": {"type": "tokens", "tokens": 60}, "max_steps": 2}
     rig = make(writes("0 & " * 60), scores={}, policy=small_only(), **rows)

@@ -319,17 +319,18 @@ class Finish(Action):
 
 
 def end_of_solution(
-    steps: Sequence[Step], settings: Settings
+    steps: Sequence[Step], settings: Settings, *, at_limit: bool = False
 ) -> Literal["finished", "loop", "max_steps"] | None:
     """Returns why a solution ends with its last step by itself; None if another one follows.
 
     Args:
         steps: The accepted steps, at least one.
         settings: Settings of the run.
+        at_limit: Whether the last step is cut because the solution may have no further token.
     """
     if steps[-1]["end"] == "eos":
         return "finished"
-    if _loop_at_end(steps, settings) is not None:
+    if _loop_at_end(steps, settings, at_limit=at_limit) is not None:
         return "loop"
     return "max_steps" if len(steps) >= settings.max_steps else None
 
@@ -628,11 +629,12 @@ class _Decision:
         # A writer that was to continue to the end and used all remaining tokens leaves no further step.
         used_up = request["until_eos"] and request["max_tokens"] >= self._tokens_to_end()
         self._keep(accepted, draft["score"], why)
-        end = end_of_solution(self.steps, self.settings)
+        end = end_of_solution(self.steps, self.settings, at_limit=used_up)
         if end != "finished" and ends is not None:
             return self.finish(ends)
         if end == "loop":
-            self.note(f"the run has ended in a loop: {_loop_at_end(self.steps, self.settings)}")
+            loop = _loop_at_end(self.steps, self.settings, at_limit=used_up)
+            self.note(f"the run has ended in a loop: {loop}")
         if end is not None:
             return self.finish(end)
         if used_up and not self.out_of_time:
@@ -1245,13 +1247,15 @@ def step_from_draft(draft: Draft) -> Step:
     return cast(Step, kept)
 
 
-def _loop_at_end(steps: Sequence[Step], settings: Settings) -> str | None:
+def _loop_at_end(steps: Sequence[Step], settings: Settings, *, at_limit: bool) -> str | None:
     if settings.max_repeats is None:
         return None
-    return loop_in(steps, settings.max_repeats, fixed_size=isinstance(settings.segmentation, TokenSteps))
+    # Another limit than that of a step cuts these, so that a cut says nothing of a step.
+    cuts = not at_limit and not isinstance(settings.segmentation, TokenSteps)
+    return loop_in(steps, settings.max_repeats, cuts=cuts)
 
 
-def loop_in(steps: Sequence[Mapping[str, Any]], max_repeats: int, *, fixed_size: bool = False) -> str | None:
+def loop_in(steps: Sequence[Mapping[str, Any]], max_repeats: int, *, cuts: bool = True) -> str | None:
     """Returns a description of the loop at the end of a solution; None if there is none.
 
     In a loop the last steps repeat word for word, or box the same answer repeatedly, or the last step, which
@@ -1261,12 +1265,12 @@ def loop_in(steps: Sequence[Mapping[str, Any]], max_repeats: int, *, fixed_size:
     Args:
         steps: The accepted steps.
         max_repeats: Number of repetitions that make a loop, as in `trim_graph.Settings`.
-        fixed_size: Whether every step ends at a number of tokens, so that a cut says nothing of it.
+        cuts: Whether a step that was cut may be a loop by itself.
     """
     return (
         _repeated_steps(steps, max_repeats)
         or _repeated_answer(steps, max_repeats)
-        or (None if fixed_size else _repeated_pattern(steps, max_repeats))
+        or (_repeated_pattern(steps, max_repeats) if cuts else None)
     )
 
 
