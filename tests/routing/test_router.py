@@ -1668,7 +1668,9 @@ def test_a_run_that_the_router_plays_ends_within_its_steps_its_supersteps_and_it
         return reduce_state(state, {**update, "remaining_steps": state["remaining_steps"] - 1})
 
     while True:
-        action = Router().next(RunView(state, policy, count_prompt=lambda steps, written: 5))
+        action = decide(RunView(state, policy, count_prompt=lambda steps, written: 5), "step")
+        if action is None:
+            return
         state = after(action.update)
         assert state["remaining_steps"] >= 1, "no superstep is left to finalize"
         if isinstance(action, Finish):
