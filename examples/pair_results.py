@@ -301,10 +301,11 @@ def draw(document: Mapping[str, Any], stem: Path) -> None:
         for arm in run["arms"]:
             if arm["kind"] == "reference":
                 continue
-            family = arm["family"]
-            if arm["kind"] in ("sweep", "policy"):
-                on = {"sweep": "learned policy, ", "policy": "planned policies, "}[arm["kind"]]
-                family = f"{on}{scorer}" if name.startswith(POLICIES_ON) else scorer
+            family, kind = arm["family"], arm["kind"]
+            if kind in ("sweep", "policy") and name.startswith(POLICIES_ON):
+                family = f"{'learned policy' if kind == 'sweep' else 'planned policies'}, {scorer}"
+            elif kind in ("sweep", "policy"):
+                family = scorer
             elif family == "score_cascade":
                 family = f"{family}, {scorer}"
             if drawn.setdefault(family, name) == name:

@@ -15,13 +15,13 @@ from langchain_core.runnables.config import set_config_context
 
 from trim_graph.adapters.base import ScorableStep, Scorer, read_scores, scorable_step
 from trim_graph.budget.usage import add_usage, attempts_of, charge_scorer
-from trim_graph.calls.model_call import NEVER_CAUGHT, failure, note_origin
+from trim_graph.calls.model_call import NEVER_CAUGHT, cut_off, failure, note_origin
 from trim_graph.calls.speculation import Speculation
 from trim_graph.errors import FailedAttempts, is_context_full
 from trim_graph.routing import RunView
 from trim_graph.routing.router import way_out
 from trim_graph.runtime import GRACE, CallNode, Invocation, call_with_timeout, emit, tagged
-from trim_graph.state import Draft, Failure, Step, TrimState
+from trim_graph.state import Draft, Step, TrimState
 
 
 def score_step_node(
@@ -86,8 +86,7 @@ def _handle_error(
     state, left = view.state, view.seconds_left
     used = add_usage(view.usage, {"seconds": seconds})
     if isinstance(error, TimeoutError) and left is not None and seconds >= left:
-        late = Failure(part="scorer", error="the limit on seconds cut it off", timed_out=True)
-        return {"failed": late, "usage": used}
+        return {"failed": cut_off("scorer"), "usage": used}
     failed = failure(error, "scorer", context_full=is_context_full(error))
     way = way_out(failed, view.settings, view.steps, solution=solution)
     if way is None or isinstance(error, NEVER_CAUGHT):

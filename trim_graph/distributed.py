@@ -420,9 +420,10 @@ def _take_connection(address: str) -> None:
             "--ray is neither HOST:PORT nor auto: give HOST:PORT of the cluster's head, such as "
             "10.0.0.1:6379; run this command on one of its machines, or hand it in with ray job submit"
         )
+    if not 1 <= int(port) <= 65535:  # the system would take the last 16 bits
+        wrong = f"{port}, above 65535" if int(port) else "0"
+        raise SettingsError(f"--ray {address} cannot be reached: its port is {wrong}")
     try:
-        if not 0 < int(port) < 1 << 16:  # the system would take its last 16 bits
-            raise OverflowError(f"its port is {port}, above 65535" if int(port) else "its port is 0")
         socket.create_connection((host.strip("[]"), int(port)), REACHED_IN).close()
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise SettingsError(f"--ray {address} cannot be reached: {error}") from error

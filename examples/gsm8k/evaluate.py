@@ -204,9 +204,8 @@ def _rate_held_out(given: argparse.Namespace) -> Iterator[list[str]]:
     """Yields the commands that score labelled solutions of questions that no scorer has learned from."""
     # The large model's solutions say how often its steps are right, which a plan needs.
     yield _label(given, "held-out", "held-out-labels", "--generator", "small", "--generator", "large")
-    for name in ("token_probability", "judge", "own_scorer"):
-        if name != given.policy_scorer and "scorers" not in given.stage:
-            continue
+    every = ("token_probability", "judge", "own_scorer")
+    for name in every if "scorers" in given.stage else (given.policy_scorer,):
         yield ["eval-scorer", str(given.out / "held-out-labels.jsonl"), "--config", str(_config(given, name)),
                "--out", str(given.out / "rated" / name), *_concurrency(given)]  # fmt: skip
 

@@ -778,8 +778,7 @@ def _timed_out(call: Call, error: Exception, seconds: float) -> Update:
     usage = charge_lost(usage, writer, attempts_of(error), **call.unreported())
     tokens = unreported_tokens(usage, writer) - unreported_tokens(call.usage, writer)
     note = charge_note(writer, "was cut off by the limit on seconds", tokens)
-    failed = Failure(part=writer, error="the limit on seconds cut it off", timed_out=True)
-    update = {"usage": usage, "draft": None, "in_flight": None, "failed": failed}
+    update: Update = {"usage": usage, "draft": None, "in_flight": None, "failed": cut_off(writer)}
     return add_note(call, update, note)
 
 
@@ -818,6 +817,11 @@ def failure(
     if context_full:
         failed["context_full"] = True
     return failed
+
+
+def cut_off(part: Component) -> Failure:
+    """Returns the failure of a call that the limit on seconds has cut off."""
+    return Failure(part=part, error="the limit on seconds cut it off", timed_out=True)
 
 
 def error_text(error: BaseException) -> str:
