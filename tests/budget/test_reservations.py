@@ -65,7 +65,7 @@ def test_the_runs_of_a_user_share_a_quota_on_any_thread(make, ledger, asynchrono
     }
     assert spent[2]["stopped"] == "finished"
     assert spent[2]["notes"] == [
-        "the limit on large_tokens of user:ada is spent: the large model is not called any more"
+        "the limit on large_tokens of user:ada is spent or reserved: the large model is not called any more"
     ]
     other = rig.ask(config=on("4"), context=TrimContext(user="eve"))["trim"]
     assert other["usage"]["large"]["output_tokens"] == used[0]
@@ -269,7 +269,7 @@ def test_a_run_that_comes_too_late_keeps_its_draft(make, on_exhausted, stopped, 
     assert (result["trim"]["stopped"], result["messages"][-1].text) == (stopped, text)
     assert not rig.large.calls
     assert len(rig.small.calls) == (2 if stopped == "finished" else 1), "no draft was written twice"
-    assert "the limit on large_tokens of user:ada is spent" in result["trim"]["notes"][0]
+    assert "the limit on large_tokens of user:ada is spent or reserved" in result["trim"]["notes"][0]
     assert rig.steps(context=TrimContext(user="eve"))[0]["text"] == "small one"
 
 

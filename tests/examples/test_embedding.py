@@ -64,8 +64,10 @@ def test_users_and_threads_share_their_quotas(run):
         own[user] = own.get(user, 0) + spent
     assert own["ada"] <= 90
     assert own["eve"] <= 60
-    assert "the limit on large_tokens of user:ada is spent" in printed
-    assert "the limit on large_tokens of thread:eve-1 is spent" in printed
+    # Which of ada's threads reserves the rest first is open, and so is what is left for the other.
+    refused = r"large_tokens of user:ada (is spent or reserved|leaves \d, and a call needs 8):"
+    assert re.search(refused, printed)
+    assert "the limit on large_tokens of thread:eve-1 is spent or reserved" in printed
 
 
 def test_a_run_waits_for_the_answer_of_another_command(run):

@@ -449,6 +449,7 @@ SPENT = {name: f"the limit on {name} is spent" for _, name in LIMITS} | {
     "large_tokens": "the limit on large_tokens leaves 7, and a call needs 8",
     "large_cost": "the limit on large_cost leaves 7.5, and a call needs 8 (for 8 tokens to write)",
     "large_tokens of user:1": "the limit on large_tokens of user:1 leaves 7, and a call needs 8",
+    "large_calls of user:1": "the limit on large_calls of user:1 is spent or reserved",
     "seconds": "the limit on seconds is reached: the run",
 }
 """What is said of the limit: nothing is left, or less than a call needs."""

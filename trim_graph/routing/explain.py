@@ -135,7 +135,8 @@ def used_up(limit: str, shortage: Shortage | None = None) -> str:
     if shortage is None:
         return f"the limit on {limit} leaves no further call"
     if not shortage.left:
-        return f"the limit on {limit} is spent"
+        # An account holds the reservations of calls under way too, those of other runs included.
+        return f"the limit on {limit} is spent{' or reserved' if ' of ' in limit else ''}"
     needed = f"the limit on {limit} leaves {shortage.left:.6g}, and a call needs {shortage.needed:.6g}"
     if not limit.startswith("large_cost"):
         return needed
