@@ -2,23 +2,27 @@
 
     python -m trim_graph.examples.pair_results RUNS --title GSM8K --out FOLDER
 
-Reads the ``summary.json`` of each run below RUNS, one for each scorer. Where there are any, it reads too the
-metrics of scorers in RUNS/rated, RUNS/rated_later and RUNS/processbench, and the runs in RUNS/times, which no
-cache of responses has answered. The note of an earlier results.json is kept.
+Reads the ``summary.json`` and the rows of each run below RUNS, one for each scorer. Where there are any, it
+reads too the metrics of scorers in RUNS/rated, RUNS/rated_later and RUNS/processbench, and the runs in
+RUNS/times, which no cache of responses has answered. The note of an earlier results.json is kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from trim_graph.errors import InputError
 from trim_graph.evaluation.comparison import LARGE, QUERY_LEVEL, SMALL
-from trim_graph.evaluation.metrics import Interval
+from trim_graph.evaluation.metrics import RESAMPLES, Interval, interval
 from trim_graph.evaluation.plots import ArmPoint, draw_accuracy, save_plot
+from trim_graph.evaluation.records import Row, read_rows_of
 
 TARGETS = ("50", "80", "95")
 SOLUTIONS = {
@@ -38,6 +42,11 @@ LEGEND = (
     "models that is recovered. CPT(x): the least share that recovers x % of the gap, on lines between "
     "the points. Delta IBC: how much more of the gap is recovered than by drawing a model for each "
     "question at the same spend, its mean up to CPT(95)."
+)
+HINDSIGHT = (
+    "What no router can do better: each question takes what is right with the fewest large tokens, and the "
+    "cheapest questions are solved first. Of all arms it is too low a bound, since of many answers some are "
+    "right by chance."
 )
 
 
@@ -76,7 +85,10 @@ def write_results(folder: Path, out: Path, *, title: str, note: str | None = Non
     document = {
         "title": title,
         "note": note,
-        "runs": {name: _kept(run) for name, run in runs.items()},
+        "runs": {
+            name: {**_kept(run), "hindsight": hindsight(read_rows_of(folder / name), run["n"])}
+            for name, run in runs.items()
+        },
         "scorers": {part: read_metrics(folder / part) for part in SOLUTIONS},
         "times": _read_times(folder / "times"),
     }
@@ -128,6 +140,51 @@ def _kept(run: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def hindsight(rows: Iterable[Row], n: int) -> dict[str, dict[str, Any]]:
+    """Returns with what share of the large tokens hindsight reaches each target.
+
+    Each question takes the arm that is right with the fewest large tokens, and the cheapest questions are
+    solved until the target is reached; the small model has the others. Without hindsight no choice among
+    these arms reaches it for less.
+
+    Args:
+        rows: Rows of a run; of several samples of a question the first counts.
+        n: How many questions.
+
+    Returns:
+        For the choice between the ``models`` alone and that among all ``arms``: by target, in percent of the
+        gap in accuracy, the share; under ``accuracy`` the share of questions that an arm solves. 95 %
+        intervals are by a bootstrap over questions.
+    """
+    correct, tokens = dict[str, Any](), dict[str, Any]()
+    for row in rows:
+        if row["sample"] == 0:
+            correct.setdefault(row["arm"], np.zeros(n, bool))[row["index"]] = row["correct"] is True
+            tokens.setdefault(row["arm"], np.zeros(n))[row["index"]] = row["large_tokens"]
+    draws = np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
+    bounds = {}
+    for name, arms in {"models": (SMALL, LARGE), "arms": tuple(correct)}.items():
+        costs = np.min([np.where(correct[arm], tokens[arm], np.inf) for arm in arms], axis=0)
+        columns = costs, correct[SMALL], correct[LARGE], tokens[LARGE]
+        value = _least_shares(*columns)
+        drawn = [_least_shares(*(column[draw] for column in columns)) for draw in draws]
+        bounds[name] = {
+            key: {"value": value[key], "interval": interval([one[key] for one in drawn])} for key in value
+        }
+    return bounds
+
+
+def _least_shares(costs: Any, small: Any, large: Any, tokens: Any) -> dict[str, float | None]:
+    """Returns the accuracy that is possible, and by target the least share; None without tokens."""
+    costs = np.sort(costs)
+    found: dict[str, float | None] = {"accuracy": float(np.isfinite(costs).mean())}
+    gap, total = max(0, int(large.sum()) - int(small.sum())), float(tokens.sum())
+    for target in TARGETS:
+        solved = math.ceil(int(small.sum()) + int(target) * gap / 100 - 1e-9)
+        found[target] = float(costs[:solved].sum()) / total if total else None
+    return found
+
+
 def page(document: Mapping[str, Any]) -> str:
     """Returns the page as Markdown."""
     runs = document["runs"]
@@ -141,6 +198,9 @@ def page(document: Mapping[str, Any]) -> str:
         _table(["model", "accuracy", "tokens a question"], _alone(runs)),
         "## The paper's claims here",
         "\n".join(f"- {line}" for line in claims(runs)),
+        "## With hindsight",
+        HINDSIGHT,
+        _table(["choice", "accuracy possible", *(f"CPT({target})" for target in TARGETS)], _bounds(runs)),
     ]
     if any(document["scorers"].values()):
         parts += ["## How good the scorers are", *_scorers(document["scorers"])]
@@ -184,6 +244,19 @@ def claims(runs: Mapping[str, Any]) -> list[str]:
                 f"CPT(95) {_cpt(curve, '95')} ({PAPER_CPT})."
             )
     return lines or ["No query-level baseline was run."]
+
+
+def _bounds(runs: Mapping[str, Any]) -> Iterable[Sequence[str]]:
+    """Yields a row for the choice between the models, then one for that among the arms of each run."""
+    for which in ("models", "arms"):
+        found = dict[tuple[str, ...], list[str]]()
+        for name, run in runs.items():
+            bound = run["hindsight"][which]
+            cells = tuple(_metric(bound[key], 3) for key in ("accuracy", *TARGETS))
+            found.setdefault(cells, []).append(name.replace("_", " "))
+        what = "a model for each question" if which == "models" else "an arm for each question"
+        for cells, names in found.items():
+            yield [f"{what} ({', '.join(names)})", *cells]
 
 
 def _scorers(found: Mapping[str, Any]) -> Iterable[str]:

@@ -145,6 +145,28 @@ def test_a_model_that_was_run_again_has_a_row_for_each_result():
     assert rows[:2] == [["small (judge)", "0.300", "300"], ["small (own scorer)", "0.400", "300"]]
 
 
+def test_hindsight_solves_the_cheapest_questions_by_the_cheapest_right_arm():
+    def arm(name, *outcomes):
+        return [
+            {"arm": name, "sample": 0, "index": index, "correct": right, "large_tokens": tokens}
+            for index, (right, tokens) in enumerate(outcomes)
+        ]
+
+    small = arm("small", (True, 0), (False, 0), (False, 0), (False, 0), (True, 0))
+    large = arm("large", (True, 40), (True, 100), (True, 30), (True, 30), (False, 0))
+    routed = arm("threshold-0.9", (False, 9), (True, 10), (None, 5), (True, 40), (False, 9))
+    further_sample = [{**row, "sample": 1, "correct": True, "large_tokens": 0} for row in routed]
+
+    found = results.hindsight([*small, *large, *routed, *further_sample], 5)
+
+    # From two right to four: three for 50 %, four for 80 and 95 %. The large model alone writes 200 tokens.
+    models, arms = ({key: bound["value"] for key, bound in one.items()} for one in found.values())
+    assert models == {"accuracy": 1.0, "50": 0.15, "80": 0.3, "95": 0.3}
+    assert arms == {"accuracy": 1.0, "50": 0.05, "80": 0.2, "95": 0.2}
+    low, high = found["models"]["80"]["interval"]
+    assert 0 <= low < 0.3 < high
+
+
 def test_what_a_run_without_a_cache_took_is_on_the_page(tmp_path):
     tokens = {"small_tokens": {"value": 9}, "large_tokens": {"value": 4}}
     large = {"arm": "large", "metrics": {**tokens, "seconds": {"value": 2.0, "interval": None}}}
