@@ -276,7 +276,9 @@ class VLLMCall:
         except TimeoutError as error:
             self._cut(error)
             return
-        async with contextlib.aclosing(events):
+        async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(self._server.counted())
+            await stack.enter_async_context(contextlib.aclosing(events))
             chunk: str | None = self.answer.text
             if chunk:
                 yield chunk

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from langchain_core.messages import BaseMessage
@@ -21,7 +25,14 @@ T = TypeVar("T")
 
 COOLDOWN_S = 5.0
 """Seconds that a failed replica is left alone while another one is available."""
+BALANCE = 1.25
+"""Most calls under way at a replica, as a multiple of its even share of this process's calls."""
+LEAST_BOUND = 16
+"""Calls under way that a replica takes whatever its share: so few hardly slow each other down."""
 _BUSY = 429
+_under_way = Counter[str]()
+"""Calls of this process under way at each server, by its root."""
+_counting = threading.Lock()
 
 
 def check_base_urls(base_url: str | Sequence[str]) -> tuple[str, ...]:
@@ -134,17 +145,28 @@ class Replicas:
         """Ends a replica's cooldown: one request that fails everywhere must not move all others."""
         self._cooling_until.pop(server.root, None)
 
+    def has_room(self, server: VLLMServer) -> bool:
+        """Returns whether a replica may take one more call: consistent hashing with bounded loads.
+
+        Questions that are asked many times at once would crowd on the replica that they are all first for
+        (Mirrokni, Thorup and Zadimoghaddam, arXiv 1608.01350).
+        """
+        count = sum(_under_way[root] for root in self.servers)
+        bound = math.ceil(BALANCE * (count + 1) / len(self.servers))
+        return _under_way[server.root] < max(LEAST_BOUND, bound)
+
     def choose(self, order: Sequence[VLLMServer], tried: Sequence[VLLMServer]) -> VLLMServer:
         """Returns the server of the next attempt.
 
-        The first that is available and was not tried yet; else the first not tried, else the one tried
-        longest ago. After a cooldown one call tries the replica; the others leave it out until that call has
-        ended.
+        The first that is available, has room and was not tried yet; else the first available one, else the
+        first not tried, else the one tried longest ago. After a cooldown one call tries the replica; the
+        others leave it out until that call has ended.
         """
         fresh = [server for server in order if server not in tried]
-        chosen = next(filter(self.is_available, fresh), None)
-        if chosen is None:
+        available = list(filter(self.is_available, fresh))
+        if not available:
             return fresh[0] if fresh else tried[0]
+        chosen = next(filter(self.has_room, available), available[0])
         if chosen.root in self._cooling_until:
             self.failed(chosen)
         return chosen
@@ -189,7 +211,8 @@ class Route:
         async def attempt() -> T:
             self.server = self._replicas.choose(self._order, self._tried)
             try:
-                result = await call()
+                with self.counted():
+                    result = await call()
             except ModelServerError as error:
                 self.failures += 1
                 self.begun += error.begun
@@ -203,6 +226,18 @@ class Route:
             return result
 
         return await retry(attempt, self.server.max_retries, wait=self._wait, asked=self._asked)
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Counts the call as under way at the current attempt's server."""
+        root = self.server.root
+        with _counting:
+            _under_way[root] += 1
+        try:
+            yield
+        finally:
+            with _counting:
+                _under_way[root] -= 1
 
     def _leave(self, server: VLLMServer) -> None:
         self._replicas.failed(server)

@@ -5,6 +5,7 @@ import json
 import math
 import time
 from collections import Counter
+from functools import partial
 
 import httpx
 import pytest
@@ -17,7 +18,15 @@ from trim_graph import ScorableStep
 from trim_graph.adapters import ChatVLLM, ModelServerError, ScorerError, VLLMProcessReward
 from trim_graph.adapters.vllm import client
 from trim_graph.adapters.vllm.client import VLLMServer
-from trim_graph.adapters.vllm.replicas import COOLDOWN_S, Replicas, check_base_urls, conversation_key, rank
+from trim_graph.adapters.vllm.replicas import (
+    BALANCE,
+    COOLDOWN_S,
+    LEAST_BOUND,
+    Replicas,
+    check_base_urls,
+    conversation_key,
+    rank,
+)
 
 roots = st.lists(
     st.integers(1, 65535).map(lambda port: f"http://gpu:{port}"), min_size=2, max_size=8, unique=True
@@ -107,6 +116,78 @@ def first_of(urls, messages):
 def ask(model, number, text=""):
     asked = [HumanMessage(f"What is {number}?")]
     return model.invoke([*asked, AIMessage(text)] if text else asked)
+
+
+class TestLoad:
+    """Calls of this process under way, each counted until it ends."""
+
+    @pytest.fixture
+    def load(self):
+        """A function that begins so many calls with a key, and returns where they are; all end afterwards."""
+        ended, asked = asyncio.Event(), list[asyncio.Task[None]]()
+        begun = Counter[str]()
+
+        async def begin(replicas, key, count):
+            async def ask(route):
+                begun[route.root] += 1
+                await ended.wait()
+
+            for _ in range(count):
+                route = replicas.route(key)
+                asked.append(asyncio.create_task(route.retrying(partial(ask, route))))
+                await asyncio.sleep(0)
+            return begun
+
+        begin.end = lambda: (ended.set(), asyncio.gather(*asked))[1]
+        return begin
+
+    async def test_a_question_that_is_asked_many_times_at_once_does_not_crowd_on_one_replica(self, load):
+        replicas = Replicas.at([f"http://crowd{n}.test:1" for n in range(3)])
+        first, second, third = rank(list(replicas.servers), "a question")
+        begun = await load(replicas, "a question", LEAST_BOUND)
+        assert begun == {first: LEAST_BOUND}
+        begun = await load(replicas, "a question", 120 - LEAST_BOUND)
+        assert sum(begun.values()) == 120
+        assert begun[first] == begun[second] == math.ceil(BALANCE * 120 / 3)
+        await load.end()
+        assert (await load(replicas, "a question", 1))[first] == begun[first]
+        assert begun[third] == 20
+
+    async def test_few_questions_stay_where_they_are(self, load):
+        replicas = Replicas.at([f"http://few{n}.test:1" for n in range(4)])
+        keys = [f"question {n}" for n in range(LEAST_BOUND)]
+        for key in keys:
+            begun = await load(replicas, key, 1)
+        assert begun == Counter(rank(list(replicas.servers), key)[0] for key in keys)
+        await load.end()
+
+    async def test_a_call_that_fails_or_is_cancelled_is_no_longer_counted(self):
+        replicas = Replicas.at([f"http://over{n}.test:1" for n in range(2)])
+        (server, _) = replicas.route("key")._order
+
+        async def fail():
+            raise ModelServerError("refused")
+
+        for _ in range(2 * LEAST_BOUND):
+            with pytest.raises(ModelServerError):
+                await replicas.route("key").retrying(fail)
+            waiting = asyncio.create_task(replicas.route("key").retrying(asyncio.Event().wait))
+            await asyncio.sleep(0)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+        assert replicas.has_room(server)
+        route = replicas.route("key")
+        await route.retrying(partial(asyncio.sleep, 0))
+        assert route.root == server.root
+
+    async def test_a_lost_replica_is_not_asked_though_the_others_are_full(self, load):
+        replicas = Replicas.at([f"http://full{n}.test:1" for n in range(2)])
+        lost, left = (replicas.servers[root] for root in rank(list(replicas.servers), "key"))
+        replicas.failed(lost)
+        begun = await load(replicas, "key", 3 * LEAST_BOUND)
+        assert begun == {left.root: 3 * LEAST_BOUND}
+        await load.end()
 
 
 class TestChat:
@@ -235,11 +316,11 @@ class TestScorer:
         await scorer.ascore("warm", _steps(1))
         for server in servers:
             server.requests.clear()
-        questions = [f"What is {number}?" for number in range(32)]
+        questions = [f"What is {number}?" for number in range(16)]
         for count in (1, 2):
             await asyncio.gather(*(scorer.ascore(question, _steps(count)) for question in questions))
         batches = [[len(body["input"]) for _, body in server.generations] for server in servers]
-        assert sum(map(sum, batches)) == 64
+        assert sum(map(sum, batches)) == 32
         assert all(len(sizes) <= 8 for sizes in batches)
         own = Counter(rank(check_base_urls(urls), question)[0] for question in questions)
         assert [sum(sizes) for sizes in batches] == [2 * own[url[:-3]] for url in urls]
