@@ -3,8 +3,9 @@
     python -m trim_graph.examples.pair_results RUNS --title GSM8K --out FOLDER
 
 Reads the ``summary.json`` and the rows of each run below RUNS, one for each scorer. Where there are any, it
-reads too the metrics of scorers in RUNS/rated, RUNS/rated_later and RUNS/processbench, and the runs in
-RUNS/times, which no cache of responses has answered. The note of an earlier results.json is kept.
+reads too the metrics of scorers in RUNS/rated, RUNS/rated_later and RUNS/processbench, those of the judge
+without error in RUNS/oracle, and the runs in RUNS/times, which no cache of responses has answered. The note
+of an earlier results.json is kept.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from trim_graph.evaluation.comparison import LARGE, QUERY_LEVEL, SMALL
 from trim_graph.evaluation.metrics import RESAMPLES, Interval, interval
 from trim_graph.evaluation.plots import ArmPoint, draw_accuracy, save_plot
 from trim_graph.evaluation.records import Row, read_rows_of
+from trim_graph.examples import oracle_judge
 
 TARGETS = ("50", "80", "95")
 SOLUTIONS = {
@@ -89,6 +91,7 @@ def write_results(folder: Path, out: Path, *, title: str, note: str | None = Non
             name: {**_kept(run), "hindsight": hindsight(read_rows_of(folder / name), run["n"])}
             for name, run in runs.items()
         },
+        "oracle": _read_oracle(folder / "oracle"),
         "scorers": {part: read_metrics(folder / part) for part in SOLUTIONS},
         "times": _read_times(folder / "times"),
     }
@@ -104,6 +107,12 @@ def read_metrics(folder: Path) -> dict[str, Any]:
         (found,) = json.loads(file.read_text("utf-8"))["sets"].values()
         kept[file.parent.name] = {key: found[key] for key in ("solutions", "first_error", "steps", "whole")}
     return kept
+
+
+def _read_oracle(folder: Path) -> dict[str, Any] | None:
+    """Returns what `oracle_judge` measured; None where it was not run."""
+    file = folder / oracle_judge.METRICS
+    return json.loads(file.read_text("utf-8")) if file.exists() else None
 
 
 def _read_times(folder: Path) -> list[dict[str, Any]]:
@@ -202,6 +211,8 @@ def page(document: Mapping[str, Any]) -> str:
         HINDSIGHT,
         _table(["choice", "accuracy possible", *(f"CPT({target})" for target in TARGETS)], _bounds(runs)),
     ]
+    if document.get("oracle"):
+        parts += _oracle(document["oracle"])
     if any(document["scorers"].values()):
         parts += ["## How good the scorers are", *_scorers(document["scorers"])]
     if document["times"]:
@@ -257,6 +268,27 @@ def _bounds(runs: Mapping[str, Any]) -> Iterable[Sequence[str]]:
         what = "a model for each question" if which == "models" else "an arm for each question"
         for cells, names in found.items():
             yield [f"{what} ({', '.join(names)})", *cells]
+
+
+def _oracle(found: Mapping[str, Any]) -> Iterable[str]:
+    """Yields what the judge without error is, and a table of it beside the models alone."""
+    arms = found["arms"]
+    yield (
+        f"A judge without error, on the first {arms[LARGE]['n']} questions: a draft is right where one of "
+        f"{found['continuations']} continuations by the small model ends right (temperature "
+        f"{found['temperature']}); all others are regenerated."
+    )
+    rows = [
+        [
+            "judge without error" if arm == oracle_judge.ORACLE else arm,
+            *(
+                _metric({"value": values[key], "interval": values[f"{key}_interval"]}, digits)
+                for key, digits in (("accuracy", 3), ("share", 3), ("pgr", 2))
+            ),
+        ]
+        for arm, values in arms.items()
+    ]
+    yield _table(["arm", "accuracy", "share", "PGR"], rows)
 
 
 def _scorers(found: Mapping[str, Any]) -> Iterable[str]:
