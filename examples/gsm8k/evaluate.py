@@ -33,6 +33,7 @@ STAGES = (
     "policies",
     "scorers",
     "processbench",
+    "oracle",
     "report",
 )
 THRESHOLDS = {
@@ -47,6 +48,8 @@ COSTS_PER_TOKEN = ("0.05", "0.1", "0.2", "0.4")
 LARGE_TOKEN_PRICE = "0.002"
 """Lambda of the learned policy, where a right answer is worth 1."""
 RANDOM_RATES = "0.3"
+ORACLE_N = 100
+"""Questions of the judge without error, which takes about twelve solutions of each."""
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -230,6 +233,14 @@ def _make_policies(given: argparse.Namespace) -> Iterator[list[str]]:
            "--sweep", f"{learned}:{LEARNED_THRESHOLDS}"]  # fmt: skip
 
 
+def oracle(given: argparse.Namespace) -> list[str]:
+    """Returns the arguments of `oracle_judge`, beside the first scorer's run."""
+    return ["--config", str(_config(given, "token_probability")),
+            "--dataset", dataset(given.out / "test.jsonl"), "-n", str(min(ORACLE_N, given.n)),
+            "--beside", str(given.out / "token_probability"), "--out", str(given.out / "oracle"),
+            *_concurrency(given)]  # fmt: skip
+
+
 def planned_files(folder: Path) -> list[Path]:
     """Returns the files that `plan` writes, one for each cost of a token."""
     return [folder / f"planned-{cost}.json" for cost in COSTS_PER_TOKEN]
@@ -255,6 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A label takes four solutions and some continuations, about as much as eight of the small model's.
     solutions = 4 * given.labelled * ("own_scorer" in given.stage)
     solutions += 4 * given.held_out * bool({"policies", "scorers"} & set(given.stage))
+    solutions += 12 * min(ORACLE_N, given.n) * ("oracle" in given.stage)
     alone = given.validation + solutions
     expected = own_pair.hours(given, LENGTHS, questions=given.n, arms=count_arms(given), alone=alone)
     print(f"Hours to expect: {expected:.1f}. {own_pair.assumption(given, LENGTHS)}", flush=True)
@@ -265,6 +277,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for options in commands(given):
         print(f"\ntrim-graph {shlex.join(options)}", flush=True)
         if code := int(app(options, prog_name="trim-graph", standalone_mode=False) or 0):
+            return code
+    if "oracle" in given.stage:
+        from trim_graph.examples import oracle_judge
+
+        if code := oracle_judge.main(oracle(given)):
             return code
     if "report" in given.stage:
         from trim_graph.examples.pair_results import write_results

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from trim_graph.config import load_config
+from trim_graph.examples import oracle_judge
 from trim_graph.examples import pair_results as results
 from trim_graph.examples.arithmetic import PRM, stream_problems
 from trim_graph.examples.gsm8k import evaluate
@@ -113,6 +114,9 @@ def test_every_configuration_of_the_command_is_valid(tmp_path):
             config = load_config(options[options.index("--config") + 1])
             assert (config.small.model, config.large.model) == ("o/small", "o/large")
     assert config.scorer.type == "transformers_prm"
+    judge = oracle_judge.parsed(evaluate.oracle(given))
+    assert (judge.n, judge.beside, judge.out) == (100, tmp_path / "token_probability", tmp_path / "oracle")
+    assert load_config(judge.config).large.model == "o/large"
 
 
 def test_metrics_of_scorers_are_on_the_page(tmp_path):
