@@ -1,5 +1,6 @@
 """Training of a scorer on the shipped small model, whose steps an exact checker has labelled."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -90,11 +91,40 @@ def test_a_trained_head_tells_right_from_wrong_where_an_untrained_one_does_not(l
         one.rated(scores)
         for one, scores in scorer_module._scored(
             encoded.test,
-            scorer_module._logits(network, encoded.test, "measuring", lambda heading: None),
+            scorer_module._logits(
+                network, scorer_module._states(network, encoded.test, "measuring", lambda heading: None)
+            ),
             stacking=None,
         )
     ]
     assert found["auc"] > compute_scorer_metrics(untrained, 0.5)["steps"]["auc"] + 0.05
+
+
+@pytest.mark.parametrize("long", ["question", "step"])
+def test_a_long_question_is_read_once_for_all_its_solutions_with_the_same_states(labels, long, monkeypatch):
+    network = load_base(str(SMALL), "float32").eval()
+    layout = scorer_module.TrimPRMFormat(scorer_module.load_tokenizer(str(SMALL)), step_token=TAG)
+    question = "Start with 7. Then add 8. " * (12 if long == "question" else 1)
+    step = "Step 1: 7 add 8 = 15. " * (12 if long == "step" else 1)
+    some = read_label_files([labels])[0]
+    encoded = []
+    for asked in (question, question + "Now."):
+        for steps in ((step,), (step, "Step 2: 15."), ("Step 1: 9.",), (step, "Step 2: 1.", "Step 3: 2.")):
+            found = layout.encode(asked, steps)
+            solution = dataclasses.replace(some, question=asked, steps=steps)
+            encoded.append(scorer_module.Encoded(solution, found.ids, found.step_positions))
+    hidden, read = scorer_module._hidden, []
+    monkeypatch.setattr(
+        scorer_module, "_hidden", lambda net, batch, shared: read.append(shared) or hidden(net, batch, shared)
+    )
+
+    states = scorer_module._states(network, encoded, "reading", lambda heading: None)
+
+    assert [shared > 100 for shared in read] == ([True, True] if long == "question" else [False])
+    for one, rows in zip(encoded, states, strict=True):
+        alone = hidden(network, [one], 0).numpy()
+        assert rows.shape == (len(one.solution.steps), alone.shape[1])
+        assert rows == pytest.approx(alone, abs=2e-4)
 
 
 def test_the_folder_is_read_as_it_is_with_the_trainers_own_probabilities(labels, head):

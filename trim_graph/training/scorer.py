@@ -14,17 +14,26 @@ Imports torch and transformers.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    DynamicCache,
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from trim_graph.adapters.model_source import check_model, load_tokenizer, max_positions, pick_device
 from trim_graph.adapters.prm.formats import TrimPRMFormat
@@ -121,13 +130,18 @@ def train_scorer(
     # Full tuning keeps its weights in float32 until it is done: bfloat16 loses small steps.
     network = load_base(base, "float32" if settings.tuning == "full" else dtype).to(device).eval()
     encoded, skipped = _encode(layout, split, settings.max_tokens or max_positions(network))
-    _set_head(network, *_fit_head(network, encoded, settings, say))
+    train, validation = (
+        _states(network, part, "reading", say) for part in (encoded.train, encoded.validation)
+    )
+    _set_head(network, *_fit_head(encoded, train, validation, settings, say))
     if settings.tuning != "head":
         network = _fine_tune(network, encoded, settings, dtype, checkpoints, say)
     # The head stays in float32: rounding would undo its calibration.
     getattr(network, network.base_model_prefix).to(getattr(torch, dtype))
     network.eval()
-    logits = _logits(network, encoded.validation, "calibrating", say)
+    if settings.tuning != "head":
+        validation = _states(network, encoded.validation, "calibrating", say)
+    logits = _logits(network, validation)
     steps = calibration_steps(encoded.validation, logits, settings.calibrate_on)
     scale, shift = fit_platt(steps.logits, steps.targets)
     stacking = fit_stacking(steps, scale, shift) if settings.token_probability else None
@@ -137,7 +151,8 @@ def train_scorer(
         network.score.bias.float() * scale + shift,
     )
     calibrated = [scale * values + shift for values in logits]
-    held_out = _logits(network, encoded.test, "measuring", say) if encoded.test else calibrated
+    test = _states(network, encoded.test, "measuring", say)
+    held_out = _logits(network, test) if encoded.test else calibrated
     part = encoded.test or encoded.validation
     measured = Measured(
         validation=_scored(encoded.validation, calibrated, stacking),
@@ -221,46 +236,112 @@ def _states(
 ) -> list[Any]:
     """Computes the hidden states at the tags, (steps, hidden size) in float32 for each solution."""
     found: list[Any] = [None] * len(encoded)
-    order = sorted(range(len(encoded)), key=lambda at: len(encoded[at].ids))
     done = 0
-    while done < len(order):
-        batch: list[int] = []
-        for at in order[done:]:
-            if batch and (len(batch) + 1) * len(encoded[at].ids) > _BATCH_TOKENS:
-                break
-            batch.append(at)
-        ids, mask, positions = _padded([encoded[at] for at in batch])
-        device = network.score.weight.device
-        with torch.inference_mode():
-            states = network.hidden(ids.to(device), mask.to(device), tuple(p.to(device) for p in positions))
-        counts = [len(encoded[at].positions) for at in batch]
-        for at, rows in zip(batch, states.float().cpu().split(counts), strict=True):
-            found[at] = rows.numpy()
+    shares = _cache_argument(getattr(network, network.base_model_prefix)) is not None
+    for batch, shared in _batches(encoded, shares):
+        states = _hidden(network, [encoded[at] for at in batch], shared).float().cpu().numpy()
+        ends = np.cumsum([len(encoded[at].positions) for at in batch])
+        for at, rows in zip(batch, np.split(states, ends[:-1]), strict=True):
+            found[at] = rows
         done += len(batch)
-        say(Heading(phase, done, len(order)))
+        say(Heading(phase, done, len(encoded)))
     return found
 
 
-def _padded(batch: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-    """Pads on the right, which no token before the padding attends to."""
-    longest = max(len(one.ids) for one in batch)
+def _cache_argument(backbone: Any) -> str | None:
+    """Returns how a base names its cache of keys and values; None where it keeps another state."""
+    accepted = inspect.signature(backbone.forward).parameters
+    names = [name for name in ("cache", "past_key_values") if name in accepted]
+    return names[0] if names and not backbone._is_stateful else None
+
+
+def _batches(encoded: Sequence[Encoded], shares: bool) -> Iterator[tuple[list[int], int]]:
+    """Yields which solutions are read together, and how many tokens they begin with in common.
+
+    Solutions of one question share its tokens. They are read apart from the others where that saves more than
+    half of all their tokens, as it does for a long question with short solutions.
+
+    Args:
+        encoded: The solutions.
+        shares: Whether the base can read common tokens once.
+    """
+    groups, rest = defaultdict[str, list[int]](list), list[int]()
+    for at, one in enumerate(encoded):
+        groups[one.solution.question].append(at)
+    for group in groups.values():
+        shared = _shared_tokens([encoded[at] for at in group])
+        if shares and shared * (len(group) - 1) > sum(len(encoded[at].ids) for at in group) / 2:
+            yield from ((batch, shared) for batch in _batches_by_length(encoded, group))
+        else:
+            rest += group
+    yield from ((batch, 0) for batch in _batches_by_length(encoded, rest))
+
+
+def _batches_by_length(encoded: Sequence[Encoded], those: Iterable[int]) -> Iterator[list[int]]:
+    batch: list[int] = []
+    for at in sorted(those, key=lambda at: len(encoded[at].ids)):
+        if batch and (len(batch) + 1) * len(encoded[at].ids) > _BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(at)
+    if batch:
+        yield batch
+
+
+def _shared_tokens(encoded: Sequence[Encoded]) -> int:
+    """Returns how many tokens all begin with, those up to the first tag at most."""
+    first, last = min(one.ids for one in encoded), max(one.ids for one in encoded)
+    pairs = enumerate(zip(first, last, strict=False))
+    common = next((at for at, (one, other) in pairs if one != other), len(first))
+    return min(common, *(one.positions[0] for one in encoded))
+
+
+def _hidden(network: Any, batch: Sequence[Encoded], shared: int) -> torch.Tensor:
+    """Returns the hidden states at the tags of a batch, (steps, hidden size).
+
+    Args:
+        network: The base with its head.
+        batch: Solutions.
+        shared: Tokens that all of them begin with, which are read once.
+    """
+    device = network.score.weight.device
+    ids, mask, (rows, columns) = _padded(batch, shared)
+    ids, mask, positions = ids.to(device), mask.to(device), (rows.to(device), columns.to(device))
+    with torch.inference_mode():
+        if not shared:
+            states: torch.Tensor = network.hidden(ids, mask, positions)
+            return states
+        backbone = getattr(network, network.base_model_prefix)
+        cache = DynamicCache(config=backbone.config)
+        kept = {_cache_argument(backbone) or "": cache, "use_cache": True}
+        backbone(input_ids=torch.tensor([batch[0].ids[:shared]], device=device), **kept)
+        cache.batch_repeat_interleave(len(batch))
+        whole = torch.cat([mask.new_ones(len(batch), shared), mask], dim=1)
+        read = backbone(input_ids=ids, attention_mask=whole, **kept)
+        found: torch.Tensor = read.last_hidden_state[positions]
+        return found
+
+
+def _padded(
+    batch: Sequence[Encoded], begin: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """Pads on the right, which no token before the padding attends to; leaves out tokens before ``begin``."""
+    longest = max(len(one.ids) for one in batch) - begin
     ids = torch.zeros((len(batch), longest), dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, one in enumerate(batch):
-        ids[row, : len(one.ids)] = torch.tensor(one.ids)
-        mask[row, : len(one.ids)] = 1
+        ids[row, : len(one.ids) - begin] = torch.tensor(one.ids[begin:])
+        mask[row, : len(one.ids) - begin] = 1
     rows = torch.tensor([row for row, one in enumerate(batch) for _ in one.positions])
-    columns = torch.tensor([position for one in batch for position in one.positions])
+    columns = torch.tensor([position - begin for one in batch for position in one.positions])
     return ids, mask, (rows, columns)
 
 
-def _logits(
-    network: Any, encoded: Sequence[Encoded], phase: str, say: Callable[[Heading], None]
-) -> list[Floats]:
-    """Computes the head's value of each step, one array for each solution."""
+def _logits(network: Any, states: Sequence[Any]) -> list[Floats]:
+    """Computes the head's value of each step from its hidden state, one array for each solution."""
     weight = network.score.weight.detach().float().cpu().numpy()[0].astype(np.float64)
     bias = float(network.score.bias.detach().float())
-    return [states.astype(np.float64) @ weight + bias for states in _states(network, encoded, phase, say)]
+    return [rows.astype(np.float64) @ weight + bias for rows in states]
 
 
 def _scored(
@@ -291,7 +372,11 @@ _STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 def _fit_head(
-    network: Any, encoded: EncodedSplit, settings: ScorerTraining, say: Callable[[Heading], None]
+    encoded: EncodedSplit,
+    train: Sequence[Any],
+    validation: Sequence[Any],
+    settings: ScorerTraining,
+    say: Callable[[Heading], None],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Fits the head on frozen hidden states by logistic regression.
 
@@ -299,14 +384,21 @@ def _fit_head(
     cross entropy with v. The strength of regularisation is the one of the least loss on the validation
     questions.
 
+    Args:
+        encoded: The solutions.
+        train: Hidden states of the training solutions.
+        validation: Those of the validation solutions.
+        settings: Settings.
+        say: Receives the progress.
+
     Returns:
         Weight (1, hidden size) and bias (1,).
     """
     from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
     from sklearn.preprocessing import StandardScaler  # type: ignore[import-untyped]
 
-    states, targets = _rows(encoded.train, _states(network, encoded.train, "reading", say))
-    held_out, wanted = _rows(encoded.validation, _states(network, encoded.validation, "reading", say))
+    states, targets = _rows(encoded.train, train)
+    held_out, wanted = _rows(encoded.validation, validation)
     scaler = StandardScaler().fit(states)
     rows, right, weights = _weighted(scaler.transform(states), targets)
     held_out = scaler.transform(held_out)
