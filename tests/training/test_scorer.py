@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import random
 import shutil
 
 import numpy as np
@@ -125,6 +126,40 @@ def test_a_long_question_is_read_once_for_all_its_solutions_with_the_same_states
         alone = hidden(network, [one], 0).numpy()
         assert rows.shape == (len(one.solution.steps), alone.shape[1])
         assert rows == pytest.approx(alone, abs=2e-4)
+
+
+@pytest.fixture(scope="module")
+def cross_validated(labels, tmp_path_factory):
+    out = tmp_path_factory.mktemp("scorers") / "cross"
+    return train_scorer([labels], base=str(SMALL), out=out, training=ScorerTraining(step_token=TAG, test=0))
+
+
+def test_without_test_questions_the_metrics_are_cross_validated_over_all(labels, head, cross_validated):
+    found = cross_validated.file.metrics
+    solutions = read_label_files([labels])
+    assert found["measured_on"] == "cross-validated questions"
+    assert found["questions"] == len({one.question for one in solutions})
+    assert found["steps"]["auc"] == pytest.approx(head.file.metrics["steps"]["auc"], abs=0.08)
+    card = (cross_validated.folder / "README.md").read_text()
+    assert "Each question is rated by a head that has not learned from it." in card
+    assert "| calibration | Platt's, on the labels of cross-validated questions |" in card
+
+
+def test_cross_validated_metrics_of_labels_that_say_nothing_are_chance(labels, tmp_path):
+    """A head that had seen a question's labels would rate its steps far better than chance."""
+    draw, shuffled = random.Random(0), list(read_traces(labels))
+    for trace in shuffled:
+        wrong = draw.randrange(2 * len(trace["steps"]))
+        for at, step in enumerate(trace["steps"]):
+            step["label"] = True if at < wrong else False if at == wrong else None
+    write_traces(tmp_path / "labels.jsonl", shuffled)
+    training = ScorerTraining(step_token=TAG, test=0, token_probability=False)
+    trained = train_scorer(
+        [tmp_path / "labels.jsonl"], base=str(SMALL), out=tmp_path / "scorer", training=training
+    )
+    low, high = trained.file.metrics["auc_within_kinds"]["auc"], trained.file.metrics["steps"]["auc_interval"]
+    assert low == pytest.approx(0.5, abs=0.1)
+    assert high.low < 0.6
 
 
 def test_the_folder_is_read_as_it_is_with_the_trainers_own_probabilities(labels, head):

@@ -10,6 +10,7 @@ from trim_graph.errors import InputError
 from trim_graph.evaluation.scorer_metrics import labels_of_values
 from trim_graph.training.scorer_data import (
     LabelledSteps,
+    folds_by_question,
     methods_of,
     of_trace,
     read_label_files,
@@ -135,6 +136,18 @@ def test_each_part_has_its_share_of_the_questions_with_a_wrong_step(seed, wrong)
     for part in split:
         expected = len(part) / wrong
         assert abs(sum(False in one.labels for one in part) - expected) <= 1
+
+
+@given(st.integers(0, 99), st.integers(2, 12), st.integers(2, 40))
+def test_each_fold_has_a_question_with_a_wrong_step_and_no_question_is_in_two(seed, wrong, count):
+    solutions = [
+        labelled(f"q{at}", True, *([False] if at < wrong else [])) for at in range(12) for _ in range(2)
+    ]
+    folds = folds_by_question(solutions, count, seed=seed)
+    assert folds[::2] == folds[1::2]
+    assert set(folds) == set(range(min(count, wrong)))
+    with_wrong = [fold for fold, one in zip(folds, solutions, strict=True) if False in one.labels]
+    assert set(with_wrong) == set(folds)
 
 
 def test_one_kind_of_step_is_refused_by_name():

@@ -488,8 +488,8 @@ def scorer(options: ScorerOptions) -> None:
     """Trains a scorer that gives each step the probability that it is right.
 
     Its base is a causal model, by default the small model itself, with a linear head on the hidden state
-    after each step. Questions are held out for early stopping and calibration, others for the metrics. Needs
-    labelled steps only: no server, no graph.
+    after each step. Questions are held out for the metrics; a head is calibrated by cross-validation on the
+    others. Needs labelled steps only: no server, no graph.
     """
     from .train_scorer import run_train_scorer
 

@@ -42,7 +42,14 @@ from trim_graph.adapters.prm.scorer_file import ScorerFile, Stacking
 from trim_graph.errors import InputError, SettingsError, is_context_full
 
 from .scorer_card import Measured, calibration_steps, fit_platt, fit_stacking, measure, write_card
-from .scorer_data import LabelledSteps, Split, methods_of, read_label_files, split_by_question
+from .scorer_data import (
+    LabelledSteps,
+    Split,
+    folds_by_question,
+    methods_of,
+    read_label_files,
+    split_by_question,
+)
 from .settings import ScorerTraining as ScorerTraining
 
 if TYPE_CHECKING:
@@ -130,35 +137,34 @@ def train_scorer(
     # Full tuning keeps its weights in float32 until it is done: bfloat16 loses small steps.
     network = load_base(base, "float32" if settings.tuning == "full" else dtype).to(device).eval()
     encoded, skipped = _encode(layout, split, settings.max_tokens or max_positions(network))
-    train, validation = (
-        _states(network, part, "reading", say) for part in (encoded.train, encoded.validation)
-    )
-    _set_head(network, *_fit_head(encoded, train, validation, settings, say))
-    if settings.tuning != "head":
+    if settings.tuning == "head":
+        encoded = encoded._replace(train=[*encoded.train, *encoded.validation], validation=[])
+        fitted, calibrated_with = encoded.train, "cross-validated"
+        head, logits = _cross_fit(fitted, _states(network, fitted, "reading", say), settings.seed, say)
+        _set_head(network, head)
+    else:
+        fitted, calibrated_with = encoded.validation, "validation"
+        _set_head(network, _fit_head(network, encoded, settings.seed, say))
         network = _fine_tune(network, encoded, settings, dtype, checkpoints, say)
     # The head stays in float32: rounding would undo its calibration.
     getattr(network, network.base_model_prefix).to(getattr(torch, dtype))
     network.eval()
     if settings.tuning != "head":
-        validation = _states(network, encoded.validation, "calibrating", say)
-    logits = _logits(network, validation)
-    steps = calibration_steps(encoded.validation, logits, settings.calibrate_on)
+        logits = _logits(network, _states(network, fitted, "calibrating", say))
+    steps = calibration_steps(fitted, logits, settings.calibrate_on)
     scale, shift = fit_platt(steps.logits, steps.targets)
     stacking = fit_stacking(steps, scale, shift) if settings.token_probability else None
-    _set_head(
-        network,
-        network.score.weight.float() * scale,
-        network.score.bias.float() * scale + shift,
-    )
+    _scale_head(network, scale, shift)
     calibrated = [scale * values + shift for values in logits]
     test = _states(network, encoded.test, "measuring", say)
     held_out = _logits(network, test) if encoded.test else calibrated
-    part = encoded.test or encoded.validation
+    part = encoded.test or fitted
     measured = Measured(
-        validation=_scored(encoded.validation, calibrated, stacking),
+        validation=_scored(fitted, calibrated, stacking),
         held_out=_scored(part, held_out, stacking),
         head_alone=None if stacking is None else _scored(part, held_out, None),
-        held_out_is="test" if encoded.test else "validation",
+        held_out_is="test" if encoded.test else calibrated_with,
+        calibrated_with=calibrated_with,
         calibrated_on=steps.targets_are,
         skipped=skipped,
         questions={
@@ -340,8 +346,8 @@ def _padded(
 def _logits(network: Any, states: Sequence[Any]) -> list[Floats]:
     """Computes the head's value of each step from its hidden state, one array for each solution."""
     weight = network.score.weight.detach().float().cpu().numpy()[0].astype(np.float64)
-    bias = float(network.score.bias.detach().float())
-    return [rows.astype(np.float64) @ weight + bias for rows in states]
+    head = Head(weight, float(network.score.bias.detach().float()))
+    return [head.values(rows) for rows in states]
 
 
 def _scored(
@@ -368,53 +374,81 @@ def _rows(encoded: Sequence[Encoded], states: Sequence[Any]) -> tuple[Any, Float
 
 
 _STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Inverse regularisation strengths of the head that are tried on the validation questions."""
+"""Inverse regularisation strengths of the head that are tried."""
+_FOLDS = 5
+"""Parts of the questions in the cross-validation of a head."""
 
 
-def _fit_head(
-    encoded: EncodedSplit,
-    train: Sequence[Any],
-    validation: Sequence[Any],
-    settings: ScorerTraining,
-    say: Callable[[Heading], None],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fits the head on frozen hidden states by logistic regression.
+class Head(NamedTuple):
+    """A linear head: weight of shape (hidden size,) and bias."""
 
-    A soft target v counts as a right step of weight v and a wrong one of weight 1 - v, whose loss is the
-    cross entropy with v. The strength of regularisation is the one of the least loss on the validation
-    questions.
+    weight: Floats
+    bias: float
+
+    def values(self, states: Any) -> Floats:
+        """Returns the value of each hidden state, (rows, hidden size)."""
+        found: Floats = states.astype(np.float64) @ self.weight + self.bias
+        return found
+
+
+def _fit_head(network: Any, encoded: EncodedSplit, seed: int, say: Callable[[Heading], None]) -> Head:
+    """Fits the head, from which tuning starts, on the frozen hidden states of the training questions.
+
+    The strength of regularisation is the one of the least loss on the validation questions.
+    """
+    rows, targets = _rows(encoded.train, _states(network, encoded.train, "reading", say))
+    held_out, wanted = _rows(encoded.validation, _states(network, encoded.validation, "reading", say))
+    heads = _heads(rows, targets, seed)
+    return min(heads, key=lambda head: cross_entropy(head.values(held_out), wanted))
+
+
+def _cross_fit(
+    encoded: Sequence[Encoded], states: Sequence[Any], seed: int, say: Callable[[Heading], None]
+) -> tuple[Head, list[Floats]]:
+    """Fits the head on all solutions, and rates each by a head that has not learned from its question.
+
+    The strength of regularisation is the one of the least loss of such values. Calibration and combination
+    are fitted on them (stacked generalization, Wolpert 1992), so that all questions serve both.
 
     Args:
-        encoded: The solutions.
-        train: Hidden states of the training solutions.
-        validation: Those of the validation solutions.
-        settings: Settings.
+        encoded: Solutions of all questions but the test's.
+        states: Their hidden states.
+        seed: Draws the folds.
         say: Receives the progress.
 
     Returns:
-        Weight (1, hidden size) and bias (1,).
+        The head, and the values of each solution's steps.
+    """
+    folds = np.array(folds_by_question([one.solution for one in encoded], _FOLDS, seed=seed))
+    values: list[list[Any]] = [[None] * len(encoded) for _ in _STRENGTHS]
+    for fold in range(folds.max() + 1):
+        others = np.flatnonzero(folds != fold).tolist()
+        rows = _rows([encoded[at] for at in others], [states[at] for at in others])
+        for rated, head in zip(values, _heads(*rows, seed), strict=True):
+            for at in np.flatnonzero(folds == fold).tolist():
+                rated[at] = head.values(states[at])
+        say(Heading("fitting the head", fold + 1, int(folds.max()) + 1))
+    losses = [cross_entropy(*_rows(encoded, rated)) for rated in values]
+    best = int(np.argmin(losses))
+    return list(_heads(*_rows(encoded, states), seed))[best], values[best]
+
+
+def _heads(states: Any, targets: Floats, seed: int) -> Iterator[Head]:
+    """Fits a head by logistic regression with each strength of regularisation.
+
+    A soft target v counts as a right step of weight v and a wrong one of weight 1 - v, whose loss is the
+    cross entropy with v.
     """
     from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
     from sklearn.preprocessing import StandardScaler  # type: ignore[import-untyped]
 
-    states, targets = _rows(encoded.train, train)
-    held_out, wanted = _rows(encoded.validation, validation)
     scaler = StandardScaler().fit(states)
     rows, right, weights = _weighted(scaler.transform(states), targets)
-    held_out = scaler.transform(held_out)
-    best: tuple[float, Any] | None = None
-    model = LogisticRegression(max_iter=500, warm_start=True, random_state=settings.seed)
-    for number, strength in enumerate(_STRENGTHS):
+    model = LogisticRegression(max_iter=500, warm_start=True, random_state=seed)
+    for strength in _STRENGTHS:
         model.set_params(C=strength).fit(rows, right, sample_weight=weights)
-        weight, bias = model.coef_[0].astype(np.float64), float(model.intercept_[0])
-        loss = cross_entropy(held_out @ weight + bias, wanted)
-        if best is None or loss < best[0]:
-            best = loss, (weight, bias)
-        say(Heading("fitting the head", number + 1, len(_STRENGTHS)))
-    assert best is not None
-    weight, bias = best[1]
-    weight = weight / scaler.scale_
-    return torch.tensor(weight[None]), torch.tensor([bias - float(weight @ scaler.mean_)])
+        weight = model.coef_[0].astype(np.float64) / scaler.scale_
+        yield Head(weight, float(model.intercept_[0]) - float(weight @ scaler.mean_))
 
 
 def _weighted(states: Any, targets: Floats) -> tuple[Any, Any, Any]:
@@ -430,10 +464,16 @@ def cross_entropy(logits: Floats, targets: Floats) -> float:
     return float((np.logaddexp(0, logits) - targets * logits).mean())
 
 
-def _set_head(network: Any, weight: torch.Tensor, bias: torch.Tensor) -> None:
+def _set_head(network: Any, head: Head) -> None:
     with torch.no_grad():
-        network.score.weight.copy_(weight)
-        network.score.bias.copy_(bias)
+        network.score.weight.copy_(torch.tensor(head.weight[None]))
+        network.score.bias.copy_(torch.tensor([head.bias]))
+
+
+def _scale_head(network: Any, scale: float, shift: float) -> None:
+    with torch.no_grad():
+        network.score.weight.mul_(scale)
+        network.score.bias.mul_(scale).add_(shift)
 
 
 class _Solutions(torch.utils.data.Dataset[Encoded]):

@@ -51,11 +51,14 @@ class Measured:
     """Results of a training, for its card.
 
     Attributes:
-        validation: Solutions of the validation questions and the finished scorer's scores.
+        validation: Solutions of the questions that the calibration was fitted on, and the scores that it
+            gives them.
         held_out: Solutions that the metrics are of, and the scores.
         head_alone: The same solutions and the head's scores, where these are combined with token
             probabilities; else None.
-        held_out_is: ``test`` or ``validation``.
+        held_out_is: ``test``; without test questions as ``calibrated_with``.
+        calibrated_with: ``cross-validated`` for a head: all questions but the test's, each rated by a head
+            that has not learned from it. ``validation`` for tuned weights.
         calibrated_on: What the calibration was fitted on.
         skipped: Solutions left out as too long.
         questions: Number of questions by part.
@@ -67,6 +70,7 @@ class Measured:
     held_out: ScoredSolutions
     head_alone: ScoredSolutions | None
     held_out_is: str
+    calibrated_with: str
     calibrated_on: str
     skipped: int
     questions: dict[str, int]
@@ -75,7 +79,7 @@ class Measured:
 
 
 class CalibrationSteps(NamedTuple):
-    """Steps of the validation questions, for the calibration.
+    """Steps of questions that the head has not learned from, for the calibration.
 
     Attributes:
         logits: Value of the head at each step.
@@ -154,7 +158,7 @@ def fit_stacking(steps: CalibrationSteps, scale: float, shift: float) -> Stackin
     The token probability is taken in where it improves the fit by a likelihood-ratio test at 5 %.
 
     Args:
-        steps: Steps of validation questions.
+        steps: Steps of questions that the head has not learned from.
         scale: Scale of the calibrated logits.
         shift: Their shift.
 
@@ -221,7 +225,7 @@ def _fit_logistic(
 def measure(measured: Measured, *, pattern: str | None, seed: int) -> dict[str, Any]:
     """Computes the metrics of a scorer on held-out questions.
 
-    The threshold of the first-error F1 is the best one on the validation questions.
+    The threshold of the first-error F1 is the best one on the questions of the calibration.
 
     Args:
         measured: Solutions and scores.
@@ -332,7 +336,7 @@ def write_card(
         f"| left out as too long | {measured.skipped} solutions |",
         f"| trained weights | {tuned[file.tuning]} |",
         f"| step token | `{file.step_token}` |",
-        f"| calibration | Platt's, on the {measured.calibrated_on} of the validation questions |",
+        f"| calibration | Platt's, on the {measured.calibrated_on} of {measured.calibrated_with} questions |",
         *_stacking_row(file),
         f"| seed | {training.seed} |",
         f"| time | {measured.seconds:.0f} s |",
@@ -365,6 +369,11 @@ def _notes(measured: Measured) -> list[str]:
         lines.append(
             "These questions also served early stopping, calibration, the combination with token "
             "probabilities and the threshold, so the metrics are somewhat too good."
+        )
+    elif measured.held_out_is == "cross-validated":
+        lines.append(
+            "Each question is rated by a head that has not learned from it. Calibration, the combination "
+            "with token probabilities and the threshold are fitted on all of them."
         )
     if not all(one.hard for one, _ in measured.held_out):
         lines.append("Where no label is known, a step counts as right if its value is 0.5 or more.")

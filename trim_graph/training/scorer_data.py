@@ -161,15 +161,42 @@ def split_by_question(
     return Split(**parts)
 
 
+def folds_by_question(solutions: Sequence[LabelledSteps], count: int, *, seed: int) -> list[int]:
+    """Draws a fold for each solution; all solutions of a question are in one.
+
+    Args:
+        solutions: Of two questions with a wrong step at least.
+        count: Most folds. There are fewer where fewer questions have a wrong step, so that each fold has one.
+        seed: Draws them.
+    """
+    by_question: dict[str, list[LabelledSteps]] = {}
+    for solution in solutions:
+        by_question.setdefault(solution.question, []).append(solution)
+    groups = _shuffled(by_question, random.Random(seed))
+    count = max(2, min(count, len(groups[0])))
+    fold = {name: at % count for names in groups for at, name in enumerate(names)}
+    return [fold[solution.question] for solution in solutions]
+
+
+def _shuffled(
+    by_question: Mapping[str, Sequence[LabelledSteps]], draw: random.Random
+) -> tuple[list[str], list[str]]:
+    """Shuffles the questions with a wrong step, and the others."""
+    groups: tuple[list[str], list[str]] = [], []
+    for name in sorted(by_question):
+        groups[not any(False in one.labels for one in by_question[name])].append(name)
+    for names in groups:
+        draw.shuffle(names)
+    return groups
+
+
 def _spread(by_question: Mapping[str, Sequence[LabelledSteps]], draw: random.Random) -> list[str]:
     """Shuffles the questions, those with a wrong step evenly among the others."""
-    groups: dict[bool, list[str]] = {True: [], False: []}
-    for name in sorted(by_question):
-        groups[any(False in one.labels for one in by_question[name])].append(name)
-    places = list[tuple[float, str]]()
-    for names in groups.values():
-        draw.shuffle(names)
-        places += [((at + 0.5) / len(names), name) for at, name in enumerate(names)]
+    places = [
+        ((at + 0.5) / len(names), name)
+        for names in _shuffled(by_question, draw)
+        for at, name in enumerate(names)
+    ]
     return [name for _, name in sorted(places)]
 
 

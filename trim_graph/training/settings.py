@@ -114,14 +114,14 @@ class ScorerTraining(Bounded):
     validation: float = setting(
         0.15,
         Bound(lambda value: 0 < value < 1, _PART, "g"),
-        help="Share of the questions for early stopping and calibration.",
+        help="Share of the questions for early stopping and calibration of lora and full.",
     )
     test: float = setting(
         0.15,
         Bound(lambda value: 0 <= value < 1, _PART, "g"),
         help="Share of the questions for the metrics of the card.",
     )
-    """0: they are measured on the validation questions, and the card says so."""
+    """0: they are cross-validated for a head; of tuned weights they are of the validation questions."""
     epochs: float = setting(
         3.0,
         Bound(lambda value: value > 0, "choose a number above 0", "g"),
