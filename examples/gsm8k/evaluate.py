@@ -199,7 +199,8 @@ def _make_scorer(given: argparse.Namespace) -> Iterator[list[str]]:
     yield _label(given, "train", "labels")
     if not (given.out / "scorer" / "trim_scorer.json").exists():  # written after the weights
         own = ["--base", given.base] if given.base else ["--config", str(given.out / "label.yaml")]
-        yield ["train", "scorer", "--labels", str(given.out / "labels.jsonl"), *own,
+        # Its test are the held-out questions, so none of these is needed for that.
+        yield ["train", "scorer", "--labels", str(given.out / "labels.jsonl"), *own, "--test", "0",
                "--tuning", given.tuning, "--out", str(given.out / "scorer")]  # fmt: skip
 
 
