@@ -89,12 +89,23 @@ def test_a_head_that_adds_nothing_to_the_token_probability_is_reported(labels, r
     assert "the head adds nothing to the token probability" in result.stdout
 
 
-def test_without_test_questions_the_card_says_what_the_figures_are_of(labels, run, tmp_path):
+@pytest.mark.parametrize(
+    ("tuning", "measured", "note"),
+    [
+        (("head",), "on 24 cross-validated questions", "rated by a head that has not learned from it"),
+        (("full", "--epochs", 1), "on 10 validation questions", "the metrics are somewhat too good"),
+    ],
+)
+def test_without_test_questions_the_card_says_what_the_figures_are_of(
+    labels, run, tmp_path, tuning, measured, note
+):
     shares = ("--validation", 0.4, "--test", 0)
-    result = run("train", "scorer", "--labels", labels, "--out", "s", "--base", SMALL, *shares)
+    result = run(
+        "train", "scorer", "--labels", labels, "--out", "s", "--base", SMALL, *shares, "--tuning", *tuning
+    )
     assert result.exit_code == 0, result.output
-    assert "on 10 validation questions" in result.stdout
-    assert "the metrics are somewhat too good" in (tmp_path / "s/README.md").read_text()
+    assert measured in result.stdout
+    assert note in (tmp_path / "s/README.md").read_text()
 
 
 @pytest.mark.parametrize(
