@@ -23,7 +23,7 @@ from typing import Any
 from trim_graph import ScorableStep, ScorerReply
 from trim_graph.adapters.event_loop import run_sync
 from trim_graph.cli.eval import read_dataset
-from trim_graph.config import TrimConfig, build_parts, for_measuring, load_config
+from trim_graph.config import TrimConfig, build_parts, for_measuring, load_config, with_temperature
 from trim_graph.driver import final_state
 from trim_graph.errors import InputError, TrimError
 from trim_graph.evaluation import Question, Record, compare
@@ -46,7 +46,7 @@ class OracleJudge:
     """Scores a draft 1 where the small model can still reach the right answer behind it, else 0.
 
     Steps before the draft have been decided on: those that it has judged keep their score, and the others,
-    which the large model wrote, have 1.
+    which the large model wrote, have 1. Steps are joined by the delimiter of the settings.
 
     Args:
         small: The small model; it has to draw (temperature above 0), or all continuations are the same.
@@ -114,7 +114,7 @@ def make_graph(
     """
     measured = for_measuring(config)
     settings = {**measured.settings.model_dump(), "on_small_error": "raise"}
-    drawing = config.small.model_copy(update={"temperature": temperature}).build("small")
+    drawing = with_temperature(config, temperature).small.build("small")
     parts = build_parts(config)
     judge = OracleJudge(drawing, questions, continuations=continuations, **settings)
     return create_trim_graph(parts.small, parts.large, judge, policy=threshold(0.5), **settings)

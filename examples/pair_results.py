@@ -46,7 +46,7 @@ LEGEND = (
     "question at the same spend, its mean up to CPT(95)."
 )
 HINDSIGHT = (
-    "What no router can do better: each question takes what is right with the fewest large tokens, and the "
+    "What no router can beat: each question takes what is right with the fewest large tokens, and the "
     "cheapest questions are solved first. Of all arms it is too low a bound, since of many answers some are "
     "right by chance."
 )
@@ -211,7 +211,7 @@ def page(document: Mapping[str, Any]) -> str:
         HINDSIGHT,
         _table(["choice", "accuracy possible", *(f"CPT({target})" for target in TARGETS)], _bounds(runs)),
     ]
-    if document.get("oracle"):
+    if document["oracle"] is not None:
         parts += _oracle(document["oracle"])
     if any(document["scorers"].values()):
         parts += ["## How good the scorers are", *_scorers(document["scorers"])]

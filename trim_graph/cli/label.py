@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from trim_graph.config import TrimConfig, for_measuring
+from trim_graph.config import TrimConfig, for_measuring, with_temperature
 from trim_graph.errors import SettingsError, counted
 from trim_graph.evaluation import Question
 from trim_graph.evaluation.arms import Judge, identity_of, judge_of
@@ -220,9 +220,7 @@ def _sampling(options: LabelOptions) -> TrimConfig:
     wanted = options.temperature
     if wanted is None and (known or (kwargs is not None and known is None)):
         return config  # it samples, or a hosted model does so by its provider's default
-    wanted = SAMPLING if wanted is None else wanted
-    setting = {"temperature": wanted} if kwargs is None else {"kwargs": {**kwargs, "temperature": wanted}}
-    return config.model_copy(update={"small": config.small.model_copy(update=setting)})
+    return with_temperature(config, SAMPLING if wanted is None else wanted)
 
 
 def _warn_of_repeats(report: LabelReport, settings: LabelSettings) -> None:

@@ -10,6 +10,7 @@ from .load import (
     for_measuring,
     load_config,
     make_config,
+    with_temperature,
 )
 from .quality import quality_policy
 
@@ -24,4 +25,5 @@ __all__ = [
     "load_config",
     "make_config",
     "quality_policy",
+    "with_temperature",
 ]

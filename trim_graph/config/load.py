@@ -231,6 +231,14 @@ def for_measuring(config: TrimConfig) -> TrimConfig:
     )
 
 
+def with_temperature(config: TrimConfig, temperature: float) -> TrimConfig:
+    """Returns a configuration whose small model draws at this temperature, that of a provider's model too."""
+    kwargs = getattr(config.small, "kwargs", None)
+    drawn = {"temperature": temperature}
+    setting: dict[str, Any] = drawn if kwargs is None else {"kwargs": {**kwargs, **drawn}}
+    return config.model_copy(update={"small": config.small.model_copy(update=setting)})
+
+
 def build_parts(config: TrimConfig) -> Parts:
     """Makes the adapters. Weights are loaded at the first call of each.
 

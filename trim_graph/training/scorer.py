@@ -21,6 +21,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -146,10 +147,9 @@ def train_scorer(
         fitted, calibrated_with = encoded.validation, "validation"
         _set_head(network, _fit_head(network, encoded, settings.seed, say))
         network = _fine_tune(network, encoded, settings, dtype, checkpoints, say)
-    # The head stays in float32: rounding would undo its calibration.
-    getattr(network, network.base_model_prefix).to(getattr(torch, dtype))
-    network.eval()
-    if settings.tuning != "head":
+        # The head stays in float32: rounding would undo its calibration.
+        getattr(network, network.base_model_prefix).to(getattr(torch, dtype))
+        network.eval()
         logits = _logits(network, _states(network, fitted, "calibrating", say))
     steps = calibration_steps(fitted, logits, settings.calibrate_on)
     scale, shift = fit_platt(steps.logits, steps.targets)
@@ -430,7 +430,7 @@ def _cross_fit(
         say(Heading("fitting the head", fold + 1, int(folds.max()) + 1))
     losses = [cross_entropy(*_rows(encoded, rated)) for rated in values]
     best = int(np.argmin(losses))
-    return list(_heads(*_rows(encoded, states), seed))[best], values[best]
+    return next(islice(_heads(*_rows(encoded, states), seed), best, None)), values[best]
 
 
 def _heads(states: Any, targets: Floats, seed: int) -> Iterator[Head]:
