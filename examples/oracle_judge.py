@@ -23,7 +23,8 @@ from typing import Any
 from trim_graph import ScorableStep, ScorerReply
 from trim_graph.adapters.event_loop import run_sync
 from trim_graph.cli.eval import read_dataset
-from trim_graph.config import TrimConfig, build_parts, for_measuring, load_config, with_temperature
+from trim_graph.config import TrimConfig, build_parts, for_measuring, load_config
+from trim_graph.config.load import with_temperature
 from trim_graph.driver import final_state
 from trim_graph.errors import InputError, TrimError
 from trim_graph.evaluation import Question, Record, compare

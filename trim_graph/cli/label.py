@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from trim_graph.config import TrimConfig, for_measuring, with_temperature
+from trim_graph.config import TrimConfig, for_measuring
+from trim_graph.config.load import with_temperature
 from trim_graph.errors import SettingsError, counted
 from trim_graph.evaluation import Question
 from trim_graph.evaluation.arms import Judge, identity_of, judge_of

@@ -10,7 +10,6 @@ from .load import (
     for_measuring,
     load_config,
     make_config,
-    with_temperature,
 )
 from .quality import quality_policy
 
@@ -25,5 +24,4 @@ __all__ = [
     "load_config",
     "make_config",
     "quality_policy",
-    "with_temperature",
 ]
