@@ -228,15 +228,16 @@ def test_a_collection_has_each_question_once_after_killed_workers_and_commands(
 
 
 def test_continuations_for_labels_are_made_once_each_by_all_workers(cluster, environment, tmp_path):
-    given = ["label", "--dataset", "arithmetic:standard", "-n", "6", "--rollouts", "2", "--pilot", "2"]
+    # Of so many questions some surely have a right rollout and a wrong one, which alone is continued.
+    given = ["label", "--dataset", "arithmetic:standard", "-n", "16", "--rollouts", "2", "--pilot", "2"]
     given += ["--continuations", "4", "--out", "labels.jsonl"]
     journal = tmp_path / "labels.runs/continuations.jsonl"
     command = Command(cluster, given, journal, cwd=tmp_path, env=environment)
     command.finish()
     records = [json.loads(line) for line in journal.read_bytes().splitlines()]
     keys = [(one["question"], one["prefix"], one["writer"], one["sample"]) for one in records]
-    assert len(set(keys)) == len(keys) > 12
-    assert {one["question"] for one in records} == set(range(6))
+    assert len(set(keys)) == len(keys) > 32
+    assert {one["question"] for one in records} == set(range(16))
     assert not any(one["error"] for one in records)
     assert sum(bool(one["prefix"]) for one in records)
     before = journal.read_bytes()
