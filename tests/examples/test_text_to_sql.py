@@ -18,7 +18,7 @@ from trim_graph.config import load_config
 from trim_graph.errors import InputError
 from trim_graph.evaluation.datasets import make_dataset
 from trim_graph.evaluation.records import read_run
-from trim_graph.examples.arithmetic import SMALL
+from trim_graph.examples.arithmetic import PRM, SMALL
 from trim_graph.examples.text_to_sql import evaluate, sandbox
 from trim_graph.examples.text_to_sql.data import (
     NOW,
@@ -637,42 +637,40 @@ def test_parts_to_train_and_to_test_on_share_no_database(tmp_path, source):
     assert len(set(tested)) == len(tested) == 14
 
 
-def test_the_command_runs_from_end_to_end_and_resumes(source, tmp_path, monkeypatch, capsys):
-    """The arithmetic models write no SQL: what is tested is that all of it runs, and is not run twice."""
-    monkeypatch.chdir(tmp_path)
-    config = tmp_path / "arithmetic.yaml"
+def _arithmetic(folder: Path) -> Path:
+    """With the arithmetic models, which write no SQL, it is tested that all runs, and is not run twice."""
+    config = folder / "arithmetic.yaml"
     model = f"{{type: transformers, model: {SMALL}, logprobs: true}}"
     config.write_text(
         f"small: {model}\nlarge: {model}\n"
         "scorer: {type: token_probability}\npolicy: {type: threshold, t: 0.5}\n"
         "settings: {max_steps: 2, max_step_tokens: 8}\n"
     )
+    return config
+
+
+def test_the_command_evaluates_token_probability_and_resumes(source, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    stages = ["--stage", "token_probability", "--stage", "report"]
     given = [
-        "--data",
-        str(source),
-        "--out",
-        "runs",
-        "--config",
-        str(config),
-        "--thresholds",
-        "0.5",
-        "-n",
-        "2",
+        *("--data", str(source), "--out", "runs", "--config", str(_arithmetic(tmp_path))),
+        *("--thresholds", "0.5", "--random-rates", "0.5", *stages),
     ]
     assert evaluate.main([*given, "--estimate"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("5 of 8 questions have a gold query that gives rows.\n  left out: shop-5: ")
     assert "Hours to expect: " in said
-    assert not Path("runs/eval").exists()
+    assert not Path("runs/token_probability").exists()
     assert evaluate.main(given) == 0
-    rows = list(read_run("runs/eval").rows())
-    assert {"small", "large", "threshold-0.5"} <= {row["arm"] for row in rows}
+    rows = list(read_run("runs/token_probability").rows())
+    assert {"small", "large", "threshold-0.5", "random-0.5"} <= {row["arm"] for row in rows}
     assert not any(row["error"] for row in rows)
     assert not any(row["correct"] for row in rows)
     assert "| threshold-0.5 | 0.000" in Path("runs/RESULTS.md").read_text("utf-8")
     before = {(row["arm"], row["index"]): row["seconds"] for row in rows}
     assert evaluate.main(given) == 0
-    assert {(row["arm"], row["index"]): row["seconds"] for row in read_run("runs/eval").rows()} == before
+    again = read_run("runs/token_probability").rows()
+    assert {(row["arm"], row["index"]): row["seconds"] for row in again} == before
 
 
 @pytest.mark.parametrize("run", ["servers", "engine", "transformers"])
@@ -689,10 +687,65 @@ def test_a_pair_of_the_users_own_is_a_valid_configuration(tmp_path, run):
         "--run",
         run,
     ]
-    config = load_config(evaluate.configuration(evaluate.parsed(given)))
+    asked = evaluate.parsed(given)
+    (tmp_path / "folds").mkdir()
+    (tmp_path / "folds/scorer-2").symlink_to(PRM)  # as if it had been trained
+    config = load_config(evaluate.configuration(asked, fold=2))
+    assert config.scorer is not None
+    assert (config.scorer.type, config.scorer.model) == (
+        "transformers_prm",
+        str(tmp_path / "folds/scorer-2"),
+    )
+    config = load_config(evaluate.configuration(asked))
     assert config.small.type == {"servers": "vllm", "engine": "vllm_engine"}.get(run, run)
     assert str(config.large.model) == "owner/name"  # type: ignore[union-attr]
     assert config.settings.instruction == load_config(evaluate.CONFIG).settings.instruction
+
+
+def test_each_fold_is_tested_by_a_scorer_of_the_others(prepared, tmp_path):
+    rows = [{**row, "fold": number % 5, "question": f"Q{number}"} for number, row in enumerate(prepared.rows)]
+    given = evaluate.parsed(["--data", "d", "--out", str(tmp_path), "--fold", "1", "--fold", "3"])
+    (tmp_path / "labels.jsonl").write_text(
+        "".join(f'{{"question": "Q{number}"}}\n' for number in (0, 1, 1, 4))
+    )
+    (tmp_path / "label.yaml").write_bytes(evaluate.CONFIG.read_bytes())
+    commands = []
+    for step in evaluate.steps(given, rows):
+        if callable(step):
+            if not commands[2:]:
+                step()  # splits the labels
+        else:
+            commands.append(step)
+
+    assert [command[0] for command in commands] == [
+        "eval",
+        "label",
+        "train",
+        "eval-scorer",
+        "train",
+        "eval",
+        "eval",
+    ]
+    assert [*map(len, map(_lines, sorted((tmp_path / "folds").glob("held-out-*"))))] == [1, 2, 0, 0, 1]
+    for fold in range(5):
+        held_out, others = (
+            _lines(tmp_path / f"folds/{name}-{fold}.jsonl") for name in ("held-out", "labels")
+        )
+        assert set(held_out) <= {f'{{"question": "Q{fold}"}}'}
+        assert len(held_out) + len(others) == 4
+        assert not {*held_out} & {*others}
+
+
+def _lines(file):
+    return file.read_text("utf-8").splitlines()
+
+
+def test_a_server_is_of_one_folds_scorer(capsys):
+    with pytest.raises(SystemExit):
+        evaluate.parsed(
+            ["--data", "d", "--out", "o", "--scorer-url", "http://localhost:1", "--fold", "0", "--fold", "1"]
+        )
+    assert "--scorer-url is of the scorer of one fold: name it by --fold" in capsys.readouterr().err
 
 
 def test_one_model_alone_is_refused(capsys):

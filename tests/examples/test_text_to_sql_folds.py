@@ -1,0 +1,132 @@
+"""Runs and ratings of folds, joined: with the same scorer in all folds, equal to those of all questions."""
+
+import json
+
+import pytest
+import yaml
+
+from trim_graph.cli.app import app
+from trim_graph.config import load_config
+from trim_graph.errors import InputError
+from trim_graph.evaluation.datasets import make_dataset
+from trim_graph.evaluation.records import read_run
+from trim_graph.examples.arithmetic import stream_problems
+from trim_graph.examples.text_to_sql.folds import join_ratings, join_runs
+
+CONFIG = {
+    **{part: {"type": "example"} for part in ("small", "large", "scorer")},
+    "policy": {"type": "threshold", "t": 0.5},
+}
+COUNT = 24
+
+
+def _run(*options):
+    assert not app([str(option) for option in options], prog_name="trim-graph", standalone_mode=False)
+
+
+def _dataset(path):
+    mapping = {"type": "file", "path": str(path), "question": "question", "answer": "answer", "id": "id"}
+    return {**mapping, "grader": "numeric"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run of all questions, and one of each of three folds; the questions of the folds are mixed."""
+    folder = tmp_path_factory.mktemp("folds")
+    drawn = zip(stream_problems("standard", part="test", seed=3), range(COUNT), strict=False)
+    rows = [
+        {"id": f"q{number}", "question": problem.question, "answer": str(problem.answer)}
+        for problem, number in drawn
+    ]
+    (folder / "trim.yaml").write_text(yaml.safe_dump(CONFIG))
+    for name, part in {"all": rows, **{str(fold): rows[fold::3] for fold in range(3)}}.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+        _run(
+            *(
+                "eval",
+                "--config",
+                folder / "trim.yaml",
+                "--dataset",
+                json.dumps(_dataset(folder / f"{name}.jsonl")),
+            ),
+            *(
+                "--out",
+                folder / f"run-{name}",
+                "--sweep",
+                "threshold:0.3,0.9",
+                "--baselines",
+                "score_cascade",
+            ),
+            "--yes",
+        )
+    return folder
+
+
+def _join(runs, out, *folds):
+    dataset = make_dataset(_dataset(runs / "all.jsonl"))
+    config = load_config(runs / "trim.yaml")
+    join_runs([runs / f"run-{fold}" for fold in folds], out, dataset=dataset, config=config)
+
+
+def test_joined_runs_are_the_run_of_all_questions(runs, tmp_path):
+    _join(runs, tmp_path / "joined", 2, 0, 1)
+    _join(runs, tmp_path / "joined", 0, 1, 2)  # an earlier one is replaced
+
+    whole, joined = read_run(runs / "run-all"), read_run(tmp_path / "joined")
+    assert whole.summary is not None
+    assert joined.summary is not None
+    for key in ("id", "question", "solution", "correct", "large_tokens"):
+        known = {
+            (row["arm"], row["index"]): row[key] for row in whole.rows("small", "large", "threshold-0.9")
+        }
+        found = {
+            (row["arm"], row["index"]): row[key] for row in joined.rows("small", "large", "threshold-0.9")
+        }
+        assert found == known
+    for arm, other in zip(whole.summary["arms"], joined.summary["arms"], strict=True):
+        assert (arm["arm"], arm["kind"], arm["family"]) == (other["arm"], other["kind"], other["family"])
+        if arm["family"] != "score_cascade":  # each fold has fitted its limits
+            assert arm["metrics"]["accuracy"] == other["metrics"]["accuracy"]
+            assert arm["metrics"]["share"] == other["metrics"]["share"]
+    fitted = joined.settings["arms"]["score_cascade-0.5"]["policy"]
+    assert len(fitted["folds"]) == 3
+    assert joined.summary["n"] == COUNT
+
+
+def test_a_fold_that_is_lacking_is_an_error_in_words(runs, tmp_path):
+    with pytest.raises(InputError, match="8 rows are missing"):
+        _join(runs, tmp_path / "joined", 0, 1)
+    with pytest.raises(InputError, match="two rows"):
+        _join(runs, tmp_path / "joined", 0, 1, 1, 2)
+
+
+def test_joined_ratings_are_those_of_all_solutions(runs, tmp_path):
+    solutions = [
+        {
+            "question": row["question"],
+            "steps": [step["text"] for step in row["steps"]],
+            "label": -1 if row["correct"] else 0,
+            "id": row["id"],
+        }
+        for row in read_run(runs / "run-all").rows("small")
+    ]
+    scorer = json.dumps({"type": "example"})
+    for name, part in (("all", solutions), ("a", solutions[:9]), ("b", solutions[9:])):
+        rows = "".join(
+            json.dumps(
+                {"id": one["id"], "problem": one["question"], "steps": one["steps"], "label": one["label"]}
+            )
+            + "\n"
+            for one in part
+        )
+        (tmp_path / f"{name}.jsonl").write_text(rows)
+        _run(
+            "eval-scorer", tmp_path / f"{name}.jsonl", "--scorer", scorer, "--out", tmp_path / f"rated-{name}"
+        )
+
+    join_ratings([tmp_path / f"rated-{name}/{name}.traces.jsonl" for name in "ab"], tmp_path / "joined")
+
+    (known,) = json.loads((tmp_path / "rated-all/metrics.json").read_text())["sets"].values()
+    (found,) = json.loads((tmp_path / "joined/metrics.json").read_text())["sets"].values()
+    for key in ("solutions", "first_error", "steps", "whole"):
+        assert found[key] == known[key]
