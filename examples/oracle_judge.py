@@ -26,12 +26,13 @@ from trim_graph.cli.eval import read_dataset
 from trim_graph.config import TrimConfig, build_parts, for_measuring, load_config
 from trim_graph.config.load import with_temperature
 from trim_graph.driver import final_state
-from trim_graph.errors import InputError, TrimError
+from trim_graph.errors import InputError
 from trim_graph.evaluation import Question, Record, compare
 from trim_graph.evaluation.comparison import LARGE, SMALL
 from trim_graph.evaluation.datasets import first_questions
 from trim_graph.evaluation.records import WorkItem, read_rows_of, record_of
 from trim_graph.evaluation.runner import run_each, run_question
+from trim_graph.examples import own_pair
 from trim_graph.graph import create_trim_graph
 from trim_graph.policies import small_only, threshold
 from trim_graph.settings import TrimContext
@@ -177,24 +178,26 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     return given
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the questions and writes the metrics."""
-    given = parsed(arguments)
-    try:
-        dataset = read_dataset("--dataset", given.dataset, "test", 0)
-        questions = list(first_questions(dataset, given.n, default=given.n))
-        alone = models_alone(given.beside, questions)
-        config = load_config(given.config)
-        graph = make_graph(config, questions, given.continuations, given.temperature)
-        given.out.mkdir(parents=True, exist_ok=True)
-        file = given.out / "rows.jsonl"
-        settings = {"continuations": given.continuations, "temperature": given.temperature}
-        settings |= {part: getattr(config, part).model_dump(mode="json") for part in (SMALL, LARGE)}
-        with Journal(file, settings, keep=lambda record: record.get("error") is None) as journal:
-            asyncio.run(run(graph, questions, journal, given.concurrency))
-    except TrimError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def measure(given: argparse.Namespace) -> None:
+    """Runs the questions and writes the metrics.
+
+    Args:
+        given: The command line.
+
+    Raises:
+        TrimError: The questions, the configuration or the run beside cannot be used.
+    """
+    dataset = read_dataset("--dataset", given.dataset, "test", 0)
+    questions = list(first_questions(dataset, given.n, default=given.n))
+    alone = models_alone(given.beside, questions)
+    config = load_config(given.config)
+    graph = make_graph(config, questions, given.continuations, given.temperature)
+    given.out.mkdir(parents=True, exist_ok=True)
+    file = given.out / "rows.jsonl"
+    settings = {"continuations": given.continuations, "temperature": given.temperature}
+    settings |= {part: getattr(config, part).model_dump(mode="json") for part in (SMALL, LARGE)}
+    with Journal(file, settings, keep=lambda record: record.get("error") is None) as journal:
+        asyncio.run(run(graph, questions, journal, given.concurrency))
     records = {row.values["index"]: row.values for row in read_rows(file)}
     judged: Any = [records[index] for index in range(len(questions))]
     metrics = compare({**alone, ORACLE: judged})
@@ -202,7 +205,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for arm, values in metrics.items():
         share = "-" if values["share"] is None else f"{values['share']:.3f}"
         print(f"{arm}: accuracy {values['accuracy']:.3f}, share {share}, n {values['n']}")
-    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures it, and returns the exit code."""
+    given = parsed(arguments)
+    return own_pair.run([lambda: measure(given)])
 
 
 if __name__ == "__main__":

@@ -1,16 +1,22 @@
-"""A user's own pair of models in the examples that measure one: options, configuration, expected hours."""
+"""A user's own pair of models in the examples that measure one: options, configuration, hours, commands."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import platform
+import shlex
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from trim_graph.errors import SettingsError
 from trim_graph.examples.math.hours import Rates
+
+Work = list[str] | Callable[[], None]
+"""Arguments of `trim-graph`, or work of an example's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +60,21 @@ def check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
 
 
 def content(given: argparse.Namespace) -> dict[str, Any]:
-    """Returns the configuration that the command line describes."""
+    """Returns the configuration that the command line describes.
+
+    Raises:
+        SettingsError: The file cannot be read, or holds no settings.
+    """
     import yaml
 
-    read: dict[str, Any] = yaml.safe_load(given.config.read_text("utf-8"))
+    try:
+        read = yaml.safe_load(given.config.read_text("utf-8"))
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"--config {given.config} cannot be read: {error}") from error
+    if not isinstance(read, dict):
+        raise SettingsError(
+            f"--config {given.config} holds no settings: small, large and others belong there"
+        )
     if given.small is not None:
         for writer in ("small", "large"):
             read[writer] = model(given, getattr(given, writer), getattr(given, f"{writer}_url"))
@@ -97,21 +114,48 @@ def model(given: argparse.Namespace, name: str, url: str) -> dict[str, Any]:
     return {"type": "transformers", "model": place, "device": given.device, "logprobs": True}
 
 
-def hours(given: argparse.Namespace, lengths: Lengths, *, questions: int, arms: int, alone: int = 0) -> float:
+def run(work: Iterable[Work]) -> int:
+    """Does the work in order, up to the first command that fails; returns its exit code, else 0.
+
+    Failures of the example's own work are reported as those of `trim-graph` are.
+    """
+    import typer
+
+    from trim_graph.cli.app import app
+    from trim_graph.cli.terminal import failures_reported
+
+    try:
+        with failures_reported():
+            for part in work:
+                if callable(part):
+                    part()
+                    continue
+                print(f"\ntrim-graph {shlex.join(part)}", flush=True)
+                if code := int(app(part, prog_name="trim-graph", standalone_mode=False) or 0):
+                    return code
+    except typer.Exit as error:
+        return error.exit_code
+    return 0
+
+
+def hours(
+    given: argparse.Namespace, lengths: Lengths, *, routed: int, alone: int = 0, drafted: int = 0
+) -> float:
     """Returns the hours to expect.
 
     Args:
         given: The command line, with the rates.
         lengths: Of the questions.
-        questions: To test on, by both models alone and by each arm.
-        arms: Policies, thresholds and random rates.
-        alone: Further questions that both models solve alone.
+        routed: Solutions by both models together: of each question in each arm.
+        alone: Questions that both models solve alone.
+        drafted: Solutions by the small model alone.
     """
     rates = Rates(given.small_rate, given.large_rate, given.reading_rate)
     both = rates.seconds(lengths.solution, lengths.solution, 2 * lengths.prompt)
     # Half of the steps by either model; a prompt is read once by each, the rest is in its cache.
-    routed = rates.seconds(lengths.solution, lengths.solution / 2, 2 * lengths.prompt)
-    return (questions * (both + arms * routed) + alone * both) / 3600
+    shared = rates.seconds(lengths.solution, lengths.solution / 2, 2 * lengths.prompt)
+    draft = rates.seconds(lengths.solution, 0, lengths.prompt)
+    return (alone * both + routed * shared + drafted * draft) / 3600
 
 
 def assumption(given: argparse.Namespace, lengths: Lengths) -> str:

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from trim_graph.errors import InputError, TrimError
-from trim_graph.examples import own_pair
+from trim_graph.errors import InputError
+from trim_graph.examples import oracle_judge, own_pair
 from trim_graph.examples.own_pair import Lengths
+from trim_graph.examples.pair_results import write_results
 
 CONFIG = Path(__file__).parent / "trim.yaml"
 LENGTHS = Lengths(prompt=150, solution=310)
@@ -40,12 +40,12 @@ THRESHOLDS = {
     "token_probability": "0.85,0.9,0.95",
     "group_confidence": "0.7,0.78,0.86",
     "judge": "0.3,0.5,0.7,0.9",
-    "own_scorer": "0.2,0.4,0.6,0.8",
+    "own_scorer": "0.83,0.87,0.91,0.95",
 }
 LEARNED_THRESHOLDS = "0.1,0.3,0.5,0.7,0.9"
-COSTS_PER_TOKEN = ("0.05", "0.1", "0.2", "0.4")
+COSTS_PER_TOKEN = ("0.02", "0.04", "0.06", "0.09")
 """Of planned policies, where a right answer is worth 100."""
-LARGE_TOKEN_PRICE = "0.002"
+LARGE_TOKEN_PRICE = "0.0005"
 """Lambda of the learned policy, where a right answer is worth 1."""
 RANDOM_RATES = "0.3"
 ORACLE_N = 100
@@ -255,41 +255,39 @@ def count_arms(given: argparse.Namespace) -> int:
     return arms + len(RANDOM_RATES.split(","))
 
 
+def expected_hours(given: argparse.Namespace) -> float:
+    """Returns the hours to expect."""
+    # A label takes four solutions and some continuations, about as much as eight of the small model's.
+    drafted = 8 * given.labelled * ("own_scorer" in given.stage)
+    drafted += 8 * given.held_out * bool({"policies", "scorers"} & set(given.stage))
+    drafted += 12 * min(ORACLE_N, given.n) * ("oracle" in given.stage)
+    routed, alone = given.n * count_arms(given), given.n + given.validation
+    return own_pair.hours(given, LENGTHS, routed=routed, alone=alone, drafted=drafted)
+
+
+def work(given: argparse.Namespace) -> Iterator[own_pair.Work]:
+    """Writes the questions, prints the hours, then yields what is to be done."""
+    given.out.mkdir(parents=True, exist_ok=True)
+    write_questions(given.data, given.out, given.labelled, given.held_out, given.validation)
+    print(f"Hours to expect: {expected_hours(given):.1f}. {own_pair.assumption(given, LENGTHS)}", flush=True)
+    if given.estimate:
+        return
+    yield from commands(given)
+    if "oracle" in given.stage:
+        yield lambda: oracle_judge.measure(oracle_judge.parsed(oracle(given)))
+    if "report" in given.stage:
+        yield lambda: report(given)
+
+
+def report(given: argparse.Namespace) -> None:
+    """Writes the page of results."""
+    write_results(given.out, given.out, title="GSM8K", note=own_pair.made_by(given))
+    print(f"written: RESULTS.md, results.json and results.png in {given.out}")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the hours, runs the commands, writes the results."""
-    given = parsed(arguments)
-    given.out.mkdir(parents=True, exist_ok=True)
-    try:
-        write_questions(given.data, given.out, given.labelled, given.held_out, given.validation)
-    except TrimError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    # A label takes four solutions and some continuations, about as much as eight of the small model's.
-    solutions = 4 * given.labelled * ("own_scorer" in given.stage)
-    solutions += 4 * given.held_out * bool({"policies", "scorers"} & set(given.stage))
-    solutions += 12 * min(ORACLE_N, given.n) * ("oracle" in given.stage)
-    alone = given.validation + solutions
-    expected = own_pair.hours(given, LENGTHS, questions=given.n, arms=count_arms(given), alone=alone)
-    print(f"Hours to expect: {expected:.1f}. {own_pair.assumption(given, LENGTHS)}", flush=True)
-    if given.estimate:
-        return 0
-    from trim_graph.cli.app import app
-
-    for options in commands(given):
-        print(f"\ntrim-graph {shlex.join(options)}", flush=True)
-        if code := int(app(options, prog_name="trim-graph", standalone_mode=False) or 0):
-            return code
-    if "oracle" in given.stage:
-        from trim_graph.examples import oracle_judge
-
-        if code := oracle_judge.main(oracle(given)):
-            return code
-    if "report" in given.stage:
-        from trim_graph.examples.pair_results import write_results
-
-        write_results(given.out, given.out, title="GSM8K", note=own_pair.made_by(given))
-        print(f"written: RESULTS.md, results.json and results.png in {given.out}")
-    return 0
+    return own_pair.run(work(parsed(arguments)))
 
 
 if __name__ == "__main__":

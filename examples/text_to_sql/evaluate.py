@@ -11,25 +11,30 @@ same command resumes what was interrupted; ``--stage`` runs some of it.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from trim_graph.errors import TrimError
+from trim_graph.cli.eval_scorer import verdict
+from trim_graph.config import load_config
+from trim_graph.errors import InputError, SettingsError
 from trim_graph.evaluation.arms import RANDOM_RATES
+from trim_graph.evaluation.datasets import make_dataset
 from trim_graph.examples import own_pair
 from trim_graph.examples.own_pair import Lengths
+from trim_graph.examples.pair_results import write_results
 
 from .data import FOLDS, Prepared, Row, prepare, write_rows
+from .folds import is_complete, join_ratings, join_runs, split_labels
 
 CONFIG = Path(__file__).parent / "trim.yaml"
 GRADER = "trim_graph.examples.text_to_sql.grading:grade"
-STAGES = ("token_probability", "scorers", "own_scorer", "report")
+STAGES = ("token_probability", "train_scorers", "own_scorer", "report")
 THRESHOLDS = "0.5,0.6,0.7,0.8,0.9,0.95"
-OWN_THRESHOLDS = "0.3,0.5,0.7,0.85"
+OWN_THRESHOLDS = "0.5,0.65,0.8"
 LENGTHS = Lengths(prompt=600, solution=80)
 """Roughly, by the tokenizer of Qwen2.5; the question has its schema with it."""
 
@@ -58,7 +63,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=int,
         action="append",
         choices=range(FOLDS),
-        help="of the stages scorers and own_scorer; may be repeated; default: all",
+        help="of the stages train_scorers and own_scorer; may be repeated; default: all",
     )
     parser.add_argument("--stage", action="append", choices=STAGES, help="may be repeated; default: all")
     given = parser.parse_args(arguments)
@@ -99,17 +104,25 @@ def scorer_folder(given: argparse.Namespace, fold: int) -> Path:
     return Path(given.out).resolve() / "folds" / f"scorer-{fold}"
 
 
+def scorer(given: argparse.Namespace, fold: int) -> dict[str, Any]:
+    """Returns the scorer of a fold as a configuration names it."""
+    folder = str(scorer_folder(given, fold))
+    if given.scorer_url:
+        return {
+            "type": "vllm_prm",
+            "model": folder,
+            "base_url": given.scorer_url,
+            "read_timeout": 1800,
+        }
+    return {"type": "transformers_prm", "model": folder, "device": given.device}
+
+
 def configuration(given: argparse.Namespace, fold: int | None = None) -> Path:
     """Writes the configuration with the scorer of a fold, or with token probability; returns its path."""
+    own = {"type": "token_probability"} if fold is None else scorer(given, fold)
+    name = "token_probability" if fold is None else f"own_scorer-{fold}"
     cache = str((given.out / "calls.db").resolve())
-    if fold is None:
-        scorer: dict[str, Any] = {"type": "token_probability"}
-        return own_pair.write_configuration(given, "token_probability", scorer=scorer, response_cache=cache)
-    scorer = {"type": "transformers_prm", "model": str(scorer_folder(given, fold)), "device": given.device}
-    if given.scorer_url:
-        scorer |= {"type": "vllm_prm", "base_url": given.scorer_url, "read_timeout": 1800}
-        del scorer["device"]
-    return own_pair.write_configuration(given, f"own_scorer-{fold}", scorer=scorer, response_cache=cache)
+    return own_pair.write_configuration(given, name, scorer=own, response_cache=cache)
 
 
 def token_probability(given: argparse.Namespace) -> list[str]:
@@ -134,41 +147,98 @@ def label(given: argparse.Namespace) -> list[str]:
             "--continuations", "4", *_concurrency(given)]  # fmt: skip
 
 
-def make_scorer(given: argparse.Namespace, fold: int) -> Iterator[list[str]]:
-    """Yields the commands that train the scorer of a fold and rate solutions of the questions it tests."""
-    labels, folder = given.out / "folds", scorer_folder(given, fold)
-    if not (folder / "trim_scorer.json").exists():  # written after the weights
-        base = ["--base", given.base] if given.base else ["--config", str(given.out / "label.yaml")]
-        yield ["train", "scorer", "--labels", str(labels / f"labels-{fold}.jsonl"), *base, "--test", "0",
-               "--tuning", given.tuning, "--out", str(folder)]  # fmt: skip
-    scorer = json.dumps({"type": "transformers_prm", "model": str(folder), "device": given.device})
-    held_out = labels / f"held-out-{fold}.jsonl"
-    if held_out.stat().st_size:
-        yield ["eval-scorer", str(held_out), "--scorer", scorer, "--out", str(labels), *_concurrency(given)]
+def train_scorer(given: argparse.Namespace, fold: int) -> Iterator[list[str]]:
+    """Yields the command that trains the scorer of a fold, unless it is trained.
+
+    Raises:
+        SettingsError: It was trained on other labels, or with another base or tuning.
+    """
+    labels, folder = given.out / "folds" / f"labels-{fold}.jsonl", scorer_folder(given, fold)
+    base = str(given.base or own_pair.content(given)["small"].get("model"))
+    digest = hashlib.sha256(labels.read_bytes()).hexdigest()
+    wanted, record = {"labels": digest, "base": base, "tuning": given.tuning}, folder.with_suffix(".json")
+    if _is_trained(folder):
+        if json.loads(record.read_text("utf-8")) != wanted:
+            raise SettingsError(
+                f"{folder} was trained on other labels, or with another --base or --tuning: remove "
+                f"{folder.parent}, or choose another --out"
+            )
+        return
+    record.write_text(json.dumps(wanted) + "\n", "utf-8")
+    own = ["--base", given.base] if given.base else ["--config", str(given.out / "label.yaml")]
+    yield ["train", "scorer", "--labels", str(labels), *own, "--test", "0", "--tuning", given.tuning,
+           "--out", str(folder)]  # fmt: skip
+
+
+def _is_trained(folder: Path) -> bool:
+    return (folder / "trim_scorer.json").exists()  # written after the weights
+
+
+def rate_fold(given: argparse.Namespace, fold: int) -> list[str]:
+    """Returns the arguments that have the scorer of a fold rate labelled solutions of its questions."""
+    solutions, own = given.out / "folds" / f"held-out-{fold}.jsonl", json.dumps(scorer(given, fold))
+    folder = solutions.with_name(f"rated-{fold}")
+    return ["eval-scorer", str(solutions), "--scorer", own, "--out", str(folder), *_concurrency(given)]
 
 
 def evaluate_fold(given: argparse.Namespace, fold: int) -> list[str]:
-    """Returns the arguments of the evaluation of a fold's scorer on the questions that it tests."""
+    """Returns the arguments of the evaluation of a fold's scorer on the questions that it tests.
+
+    Raises:
+        SettingsError: The scorer is not trained.
+    """
+    if not _is_trained(scorer_folder(given, fold)):
+        raise SettingsError(f"{scorer_folder(given, fold)} is not trained: --stage train_scorers trains it")
     return ["eval", "--config", str(configuration(given, fold)),
-            "--dataset", dataset(given.out / f"test-{fold}.jsonl"), "--out", str(_run_of(given, fold)),
+            "--dataset", dataset(given.out / f"test-{fold}.jsonl"), "--out", str(run_of(given, fold)),
             "--sweep", f"threshold:{given.own_thresholds}", "--baselines", "score_cascade,router", "--yes",
             "--validation", dataset(given.out / f"train-{fold}.jsonl"), *_concurrency(given)]  # fmt: skip
 
 
-def _run_of(given: argparse.Namespace, fold: int) -> Path:
+def run_of(given: argparse.Namespace, fold: int) -> Path:
+    """Returns the folder of the evaluation of a fold's scorer."""
     return Path(given.out) / "folds" / f"own_scorer-{fold}"
 
 
-def steps(given: argparse.Namespace, rows: Sequence[Row]) -> Iterator[list[str] | Callable[[], None]]:
-    """Yields what is to be done, in order: arguments of `trim-graph`, or work of this example's own."""
+def expected_hours(given: argparse.Namespace, rows: Sequence[Row]) -> float:
+    """Returns the hours to expect; what the folds need of the models alone is in the cache of responses."""
+    count, alone, routed = len(rows), 0, 0
+    if "token_probability" in given.stage:
+        rates = {"usual": len(RANDOM_RATES), "none": 0}.get(
+            given.random_rates, given.random_rates.count(",") + 1
+        )
+        alone = count
+        routed += count * (given.thresholds.count(",") + 1 + len(given.policy) + rates)
+    if "own_scorer" in given.stage:
+        alone = count
+        tested = sum(row["fold"] in given.fold for row in rows)
+        routed += tested * (given.own_thresholds.count(",") + 1)
+    # A label takes its solution and about as much in continuations.
+    drafted = 2 * given.rollouts * count * ("train_scorers" in given.stage)
+    return own_pair.hours(given, LENGTHS, routed=routed, alone=alone, drafted=drafted)
+
+
+def work(given: argparse.Namespace) -> Iterator[own_pair.Work]:
+    """Prepares the data, prints the hours, then yields what is to be done.
+
+    Raises:
+        TrimError: The data or the configuration cannot be used, or a stage lacks what another one makes.
+    """
+    own_pair.content(given)
+    prepared = prepare(given.data, given.out / "databases")
+    rows = prepared.rows
+    write_parts(rows, given.out)
+    print(summarize(prepared))
+    if {"train_scorers", "own_scorer"} & {*given.stage} and len({row["fold"] for row in rows}) < FOLDS:
+        raise InputError(f"{given.data} has questions on fewer than {FOLDS} databases, one for each fold")
+    expected = expected_hours(given, rows)
+    print(f"Hours to expect: {expected:.1f}. {own_pair.assumption(given, LENGTHS)}", flush=True)
+    if given.estimate:
+        return
     if "token_probability" in given.stage:
         yield token_probability(given)
-    if "scorers" in given.stage:
-        yield label(given)
-        yield lambda: _split(given, rows)
-        for fold in given.fold:
-            yield from make_scorer(given, fold)
-        yield lambda: _join_ratings(given)
+    if "train_scorers" in given.stage:
+        yield from _train_scorers(given, rows)
     if "own_scorer" in given.stage:
         for fold in given.fold:
             yield evaluate_fold(given, fold)
@@ -177,33 +247,37 @@ def steps(given: argparse.Namespace, rows: Sequence[Row]) -> Iterator[list[str] 
         yield lambda: _report(given)
 
 
-def _split(given: argparse.Namespace, rows: Sequence[Row]) -> None:
-    from .folds import split_labels
-
-    (given.out / "folds").mkdir(exist_ok=True)
+def _train_scorers(given: argparse.Namespace, rows: Sequence[Row]) -> Iterator[own_pair.Work]:
+    folder, labels = given.out / "folds", given.out / "labels.jsonl"
+    yield label(given)
+    folder.mkdir(exist_ok=True)
     tested = {fold: {row["question"] for row in rows if row["fold"] == fold} for fold in range(FOLDS)}
-    split_labels(given.out / "labels.jsonl", tested, given.out / "folds")
+    split_labels(labels, tested, folder)
+    for fold in given.fold:
+        yield from train_scorer(given, fold)
+        if (folder / f"held-out-{fold}.jsonl").stat().st_size:
+            yield rate_fold(given, fold)
+    yield ["eval-scorer", str(labels), "--scorer", json.dumps({"type": "token_probability"}),
+           "--out", str(given.out / "rated" / "token_probability"), *_concurrency(given)]  # fmt: skip
+    yield lambda: _join_ratings(given)
 
 
 def _join_ratings(given: argparse.Namespace) -> None:
-    from .folds import join_ratings
-
-    labels = [given.out / "folds" / f"held-out-{fold}.jsonl" for fold in range(FOLDS)]
-    wanted = [file.with_suffix(".traces.jsonl") for file in labels if file.stat().st_size]
-    if left := [file.name for file in wanted if not file.exists()]:
+    folder, rated = given.out / "folds", dict[Path, Path]()
+    for fold in range(FOLDS):
+        solutions = folder / f"held-out-{fold}.jsonl"
+        if solutions.stat().st_size:
+            rated[solutions] = folder / f"rated-{fold}" / f"held-out-{fold}.traces.jsonl"
+    if left := [traces.parent.name for traces in rated.values() if not traces.exists()]:
         print(f"not rated yet: {', '.join(left)}; the ratings are joined when all folds are done")
         return
-    join_ratings(wanted, given.out / "rated" / "own_scorer")
+    compared = join_ratings(rated, given.out / "rated" / "own_scorer")
+    print(verdict(compared))
 
 
 def _join_runs(given: argparse.Namespace) -> None:
-    from trim_graph.config import load_config
-    from trim_graph.evaluation.datasets import make_dataset
-
-    from .folds import join_runs
-
-    folders = [_run_of(given, fold) for fold in range(FOLDS)]
-    if left := [folder.name for folder in folders if not (folder / "summary.json").exists()]:
+    folders = [run_of(given, fold) for fold in range(FOLDS)]
+    if left := [folder.name for folder in folders if not is_complete(folder)]:
         print(f"not run yet: {', '.join(left)}; the runs are joined when all folds are done")
         return
     questions = make_dataset(json.loads(dataset(given.out / "questions.jsonl")))
@@ -212,50 +286,13 @@ def _join_runs(given: argparse.Namespace) -> None:
 
 
 def _report(given: argparse.Namespace) -> None:
-    from trim_graph.examples.pair_results import write_results
-
     write_results(given.out, given.out, title="Text to SQL", note=own_pair.made_by(given))
     print(f"written: RESULTS.md, results.json and results.png in {given.out}")
 
 
-def count_arms(given: argparse.Namespace) -> int:
-    """Returns how many arms call the models beside the models alone."""
-    arms = 0
-    if "token_probability" in given.stage:
-        rates = len(RANDOM_RATES) if given.random_rates == "usual" else len(given.random_rates.split(","))
-        arms += len(given.thresholds.split(",")) + len(given.policy) + rates
-    if "own_scorer" in given.stage:
-        arms += len(given.own_thresholds.split(","))
-    return arms
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prepares the data, prints the hours, runs the commands, writes the results."""
-    given = parsed(arguments)
-    try:
-        prepared = prepare(given.data, given.out / "databases")
-    except TrimError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    write_parts(prepared.rows, given.out)
-    print(summarize(prepared))
-    # A label takes its solution and about as much in continuations.
-    labelled = 2 * given.rollouts * len(prepared.rows) * ("scorers" in given.stage)
-    questions, arms = len(prepared.rows), count_arms(given)
-    expected = own_pair.hours(given, LENGTHS, questions=questions, arms=arms, alone=labelled)
-    print(f"Hours to expect: {expected:.1f}. {own_pair.assumption(given, LENGTHS)}", flush=True)
-    if given.estimate:
-        return 0
-    from trim_graph.cli.app import app
-
-    for step in steps(given, prepared.rows):
-        if callable(step):
-            step()
-            continue
-        print(f"\ntrim-graph {shlex.join(step)}", flush=True)
-        if code := int(app(step, prog_name="trim-graph", standalone_mode=False) or 0):
-            return code
-    return 0
+    return own_pair.run(work(parsed(arguments)))
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def test_one_command_measures_a_pair_and_resumes(data, capfd):
     document = json.loads((data / "runs/results.json").read_text("utf-8"))
     assert "20 questions" in page
     assert "## Scorer: own scorer" in page
-    assert {"small", "large", "threshold-0.4"} <= {
+    assert {"small", "large", "threshold-0.87"} <= {
         arm["arm"] for arm in document["runs"]["own_scorer"]["arms"]
     }
     assert "score_cascade" in page

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from trim_graph.adapters.prm.scorer_file import ScorerFile
 from trim_graph.config import load_config
-from trim_graph.errors import InputError
+from trim_graph.errors import InputError, SettingsError
 from trim_graph.evaluation.datasets import make_dataset
 from trim_graph.evaluation.records import read_run
 from trim_graph.examples.arithmetic import PRM, SMALL
@@ -29,6 +30,7 @@ from trim_graph.examples.text_to_sql.data import (
     prepare,
     questions,
 )
+from trim_graph.examples.text_to_sql.folds import split_labels
 from trim_graph.examples.text_to_sql.grading import (
     alternatives,
     asks_for_order,
@@ -702,42 +704,65 @@ def test_a_pair_of_the_users_own_is_a_valid_configuration(tmp_path, run):
     assert config.settings.instruction == load_config(evaluate.CONFIG).settings.instruction
 
 
-def test_each_fold_is_tested_by_a_scorer_of_the_others(prepared, tmp_path):
-    rows = [{**row, "fold": number % 5, "question": f"Q{number}"} for number, row in enumerate(prepared.rows)]
-    given = evaluate.parsed(["--data", "d", "--out", str(tmp_path), "--fold", "1", "--fold", "3"])
-    (tmp_path / "labels.jsonl").write_text(
-        "".join(f'{{"question": "Q{number}"}}\n' for number in (0, 1, 1, 4))
-    )
+def test_each_fold_is_tested_by_a_scorer_of_the_others(tmp_path):
+    given = evaluate.parsed(["--data", "d", "--out", str(tmp_path)])
+    folder = tmp_path / "folds"
+    folder.mkdir()
     (tmp_path / "label.yaml").write_bytes(evaluate.CONFIG.read_bytes())
-    commands = []
-    for step in evaluate.steps(given, rows):
-        if callable(step):
-            if not commands[2:]:
-                step()  # splits the labels
-        else:
-            commands.append(step)
-
-    assert [command[0] for command in commands] == [
-        "eval",
-        "label",
-        "train",
-        "eval-scorer",
-        "train",
-        "eval",
-        "eval",
-    ]
-    assert [*map(len, map(_lines, sorted((tmp_path / "folds").glob("held-out-*"))))] == [1, 2, 0, 0, 1]
+    (tmp_path / "labels.jsonl").write_text("".join(f'{{"question": "Q{n}"}}\n' for n in (0, 1, 1, 3, 4)))
+    split_labels(tmp_path / "labels.jsonl", {fold: {f"Q{fold}"} for fold in range(5)}, folder)
+    counts = [1, 2, 0, 1, 1]
     for fold in range(5):
         held_out, others = (
-            _lines(tmp_path / f"folds/{name}-{fold}.jsonl") for name in ("held-out", "labels")
+            [
+                json.loads(line)["question"]
+                for line in (folder / f"{name}-{fold}.jsonl").read_text().splitlines()
+            ]
+            for name in ("held-out", "labels")
         )
-        assert set(held_out) <= {f'{{"question": "Q{fold}"}}'}
-        assert len(held_out) + len(others) == 4
-        assert not {*held_out} & {*others}
+        assert held_out == [f"Q{fold}"] * counts[fold]
+        assert len(others) == 5 - counts[fold]
+        assert f"Q{fold}" not in others
+
+        (train,) = evaluate.train_scorer(given, fold)
+        _trained(folder / f"scorer-{fold}")
+        rate, test = evaluate.rate_fold(given, fold), evaluate.evaluate_fold(given, fold)
+        scorer = str(folder / f"scorer-{fold}")
+        assert (_option(train, "--labels"), _option(train, "--out")) == (
+            str(folder / f"labels-{fold}.jsonl"),
+            scorer,
+        )
+        assert rate[1] == str(folder / f"held-out-{fold}.jsonl")
+        assert json.loads(_option(rate, "--scorer"))["model"] == scorer
+        assert load_config(_option(test, "--config")).scorer.model == scorer  # type: ignore[union-attr]
+        assert json.loads(_option(test, "--dataset"))["path"] == str(tmp_path / f"test-{fold}.jsonl")
+        assert json.loads(_option(test, "--validation"))["path"] == str(tmp_path / f"train-{fold}.jsonl")
+        assert _option(test, "--out") == str(evaluate.run_of(given, fold))
 
 
-def _lines(file):
-    return file.read_text("utf-8").splitlines()
+def _trained(folder):
+    """Makes what a finished training leaves."""
+    shutil.copytree(PRM, folder)
+    ScorerFile(step_token="<|step|>", base="b", tuning="head", method="monte_carlo").write(folder)
+
+
+def _option(command, name):
+    return command[command.index(name) + 1]
+
+
+def test_a_scorer_of_other_labels_is_not_taken_for_the_new_one(tmp_path):
+    given = evaluate.parsed(["--data", "d", "--out", str(tmp_path)])
+    (tmp_path / "folds").mkdir()
+    labels = tmp_path / "folds/labels-0.jsonl"
+    labels.write_text("{}\n")
+    assert len([*evaluate.train_scorer(given, 0)]) == 1
+    with pytest.raises(SettingsError, match="scorer-0 is not trained: --stage train_scorers trains it"):
+        evaluate.evaluate_fold(given, 0)
+    _trained(tmp_path / "folds/scorer-0")
+    assert not [*evaluate.train_scorer(given, 0)]
+    labels.write_text("{}\n{}\n")
+    with pytest.raises(SettingsError, match="scorer-0 was trained on other labels, or with another --base"):
+        next(evaluate.train_scorer(given, 0))
 
 
 def test_a_server_is_of_one_folds_scorer(capsys):
@@ -754,9 +779,32 @@ def test_one_model_alone_is_refused(capsys):
     assert "give --small and --large, or neither" in capsys.readouterr().err
 
 
-def test_a_folder_without_data_is_an_error_in_words(tmp_path, capsys):
-    assert evaluate.main(["--data", str(tmp_path), "--out", str(tmp_path / "runs")]) == 2
-    assert "questions_gen_sqlite.csv cannot be read" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--data", "nowhere"], "questions_gen_sqlite.csv cannot be read"),
+        (["--config", "nowhere.yaml"], "--config nowhere.yaml cannot be read: "),
+        (["--stage", "report"], "holds no run with a summary.json: run the evaluation first"),
+        (["--stage", "own_scorer"], "has questions on fewer than 5 databases, one for each fold"),
+    ],
+)
+def test_what_cannot_be_used_is_an_error_in_words(source, tmp_path, capsys, more, said):
+    assert evaluate.main(["--data", str(source), "--out", str(tmp_path / "runs"), *more]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_hours_are_those_of_the_stages_that_are_asked_for(source, tmp_path, capsys):
+    def hours(*more):
+        given = evaluate.parsed(["--data", "d", "--out", "o", *more])
+        return evaluate.expected_hours(given, [{"fold": number % 5} for number in range(50)])
+
+    assert hours("--stage", "report") == 0
+    alone = hours("--stage", "own_scorer", "--fold", "0")
+    assert alone < hours("--stage", "own_scorer") < 5 * alone
+    own = ("--stage", "token_probability", "--thresholds")
+    one, two = (hours(*own, values, "--random-rates", "none") for values in ("0.5", "0.5,0.7"))
+    assert hours(*own, "0.5", "--random-rates", "0.3") == two > one
+    assert hours("--stage", "train_scorers", "--rollouts", "8") * 2 == hours("--stage", "train_scorers")
 
 
 def test_the_readme_names_commands_that_are_read():

@@ -1,6 +1,8 @@
 """Runs and ratings of folds, joined: with the same scorer in all folds, equal to those of all questions."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,7 +13,7 @@ from trim_graph.errors import InputError
 from trim_graph.evaluation.datasets import make_dataset
 from trim_graph.evaluation.records import read_run
 from trim_graph.examples.arithmetic import stream_problems
-from trim_graph.examples.text_to_sql.folds import join_ratings, join_runs
+from trim_graph.examples.text_to_sql.folds import is_complete, join_ratings, join_runs
 
 CONFIG = {
     **{part: {"type": "example"} for part in ("small", "large", "scorer")},
@@ -41,31 +43,23 @@ def runs(tmp_path_factory):
     (folder / "trim.yaml").write_text(yaml.safe_dump(CONFIG))
     for name, part in {"all": rows, **{str(fold): rows[fold::3] for fold in range(3)}}.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-        _run(
-            *(
-                "eval",
-                "--config",
-                folder / "trim.yaml",
-                "--dataset",
-                json.dumps(_dataset(folder / f"{name}.jsonl")),
-            ),
-            *(
-                "--out",
-                folder / f"run-{name}",
-                "--sweep",
-                "threshold:0.3,0.9",
-                "--baselines",
-                "score_cascade",
-            ),
-            "--yes",
-        )
+        _evaluate(folder, name, folder / f"run-{name}", "threshold:0.3,0.9")
     return folder
+
+
+def _evaluate(folder, name, out, sweep):
+    dataset = json.dumps(_dataset(folder / f"{name}.jsonl"))
+    _run(
+        *("eval", "--config", folder / "trim.yaml", "--dataset", dataset, "--out", out, "--yes"),
+        *("--sweep", sweep, "--baselines", "score_cascade"),
+    )
 
 
 def _join(runs, out, *folds):
     dataset = make_dataset(_dataset(runs / "all.jsonl"))
     config = load_config(runs / "trim.yaml")
-    join_runs([runs / f"run-{fold}" for fold in folds], out, dataset=dataset, config=config)
+    folders = [fold if isinstance(fold, Path) else runs / f"run-{fold}" for fold in folds]
+    join_runs(folders, out, dataset=dataset, config=config)
 
 
 def test_joined_runs_are_the_run_of_all_questions(runs, tmp_path):
@@ -93,11 +87,43 @@ def test_joined_runs_are_the_run_of_all_questions(runs, tmp_path):
     assert joined.summary["n"] == COUNT
 
 
-def test_a_fold_that_is_lacking_is_an_error_in_words(runs, tmp_path):
+def test_only_arms_that_all_folds_have_are_joined(runs, tmp_path):
+    shutil.copytree(runs / "run-1", tmp_path / "run-1")
+    _evaluate(runs, "1", tmp_path / "run-1", "threshold:0.6")  # adds an arm
+    _join(runs, tmp_path / "joined", 0, tmp_path / "run-1", 2)
+
+    joined = read_run(tmp_path / "joined")
+    assert joined.summary is not None
+    assert {arm["arm"] for arm in joined.summary["arms"]} >= {"small", "large", "threshold-0.3"}
+    assert "threshold-0.6" not in {arm["arm"] for arm in joined.summary["arms"]}
+
+
+def test_a_fold_that_is_lacking_is_an_error_in_words_and_leaves_the_earlier_run(runs, tmp_path):
+    _join(runs, tmp_path / "joined", 0, 1, 2)
+    before = (tmp_path / "joined/summary.json").read_bytes()
     with pytest.raises(InputError, match="8 rows are missing"):
         _join(runs, tmp_path / "joined", 0, 1)
     with pytest.raises(InputError, match="two rows"):
         _join(runs, tmp_path / "joined", 0, 1, 1, 2)
+    assert (tmp_path / "joined/summary.json").read_bytes() == before
+
+
+def test_folds_of_other_models_or_settings_are_not_joined(runs, tmp_path):
+    shutil.copytree(runs / "run-1", tmp_path / "run-1")
+    file = tmp_path / "run-1/settings.json"
+    settings = json.loads(file.read_text())
+    settings["settings"]["small"]["type"] = "another"
+    file.write_text(json.dumps(settings))
+    with pytest.raises(InputError, match=r"run-1 and .*run-0 were run with other settings: small was"):
+        _join(runs, tmp_path / "joined", 0, tmp_path / "run-1", 2)
+
+
+def test_a_run_that_was_begun_again_is_not_complete(runs, tmp_path):
+    shutil.copytree(runs / "run-1", tmp_path / "run-1")
+    assert is_complete(tmp_path / "run-1")
+    (tmp_path / "run-1/rows/small.jsonl").write_text("")
+    assert not is_complete(tmp_path / "run-1")
+    assert not is_complete(tmp_path / "run-2")
 
 
 def test_joined_ratings_are_those_of_all_solutions(runs, tmp_path):
@@ -124,9 +150,18 @@ def test_joined_ratings_are_those_of_all_solutions(runs, tmp_path):
             "eval-scorer", tmp_path / f"{name}.jsonl", "--scorer", scorer, "--out", tmp_path / f"rated-{name}"
         )
 
-    join_ratings([tmp_path / f"rated-{name}/{name}.traces.jsonl" for name in "ab"], tmp_path / "joined")
+    traces = {tmp_path / f"{name}.jsonl": tmp_path / f"rated-{name}/{name}.traces.jsonl" for name in "ab"}
+    compared = join_ratings(traces, tmp_path / "joined")
 
     (known,) = json.loads((tmp_path / "rated-all/metrics.json").read_text())["sets"].values()
     (found,) = json.loads((tmp_path / "joined/metrics.json").read_text())["sets"].values()
     for key in ("solutions", "first_error", "steps", "whole"):
         assert found[key] == known[key]
+    assert compared is None  # these solutions have no token probabilities
+
+    lines = traces[tmp_path / "b.jsonl"].read_text().splitlines(keepends=True)
+    traces[tmp_path / "b.jsonl"].write_text("".join(lines[:-2]))
+    with pytest.raises(
+        InputError, match="lacks 2 of 15 solutions: trim-graph eval-scorer with --retry-errors"
+    ):
+        join_ratings(traces, tmp_path / "joined")

@@ -379,7 +379,8 @@ class Evaluation:
         if self.validation is None:
             return None
         dataset, n = self.validation
-        return Validation(runner=runner, dataset=dataset, n=n, on_record=self._advance)
+        rated = self.config.scorer is not None and "kind" in self.baselines
+        return Validation(runner, dataset, n, on_record=self._advance, rated=rated)
 
     def _announce(self) -> None:
         runs = self.run_config.distinct * self.request.samples

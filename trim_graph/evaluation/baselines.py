@@ -438,15 +438,19 @@ class Validation:
         dataset: The questions; not those of the evaluation.
         n: How many.
         on_record: Called with each record.
+        rated: Whether steps that the dataset cannot label are scored, which ``kind`` needs.
     """
 
     runner: ExperimentRunner
     dataset: Dataset
     n: int
     on_record: Callable[[Record], None]
+    rated: bool = False
 
     async def run(self, writer: str) -> Path:
-        """Runs what is left of a model alone; steps are labelled where the dataset can, else scored.
+        """Runs what is left of a model alone; steps are labelled where the dataset can.
+
+        With ``rated`` those of the small model are else scored, and it runs again what has no scores.
 
         Args:
             writer: ``small`` or ``large``.
@@ -468,10 +472,15 @@ class Validation:
                 raise TrimError(f"a validation question failed: {record['error']}")
             self.on_record(record)
 
-        with Journal(file, self._settings(policy), keep=lambda trace: trace["error"] is None) as journal:
+        labelled = all(one.label_steps for one in first_questions(self.dataset, 1, default=1))
+        rated = self.rated and writer == "small" and not labelled
+
+        def serves(trace: dict[str, Any]) -> bool:
+            scored = all(step["score"] is not None for step in trace["steps"])
+            return trace["error"] is None and (scored or not rated)
+
+        with Journal(file, self._settings(policy), keep=serves) as journal:
             source = Source(self.dataset.name, "validation", policy)
-            labelled = all(one.label_steps for one in first_questions(self.dataset, 1, default=1))
-            rated = writer == "small" and not labelled
             task = RunQuestions(policy, runner.run_config.seed, rated=rated, label_steps=True)
             items = WorkItems(self.dataset, self.n)
             if await runner.begin(f"validation, {writer}", journal, items):
@@ -591,7 +600,7 @@ def planned_runs(
     if wanted & {"kind", "router"} and validation_n:
         count = left(f"{FOLDER}/{SMALL}", validation_n)
         yield PlannedRuns("validation", None, "small", count)
-        if scored:
+        if scored and "kind" in wanted:
             yield PlannedRuns("validation", None, "scores", count)
     if "router" in wanted and validation_n:
         yield PlannedRuns("validation", None, "large", left(f"{FOLDER}/{LARGE}", validation_n))
