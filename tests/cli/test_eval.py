@@ -628,10 +628,11 @@ def test_baselines_that_cannot_be_run_are_reported(world, run):
     assert evaluate(run, n=10, baselines="cascade").exit_code == 2
 
 
-def test_a_router_is_trained_on_other_questions(world, models, run, monkeypatch):
-    class Patchy(models.World):
-        """Errs where the first number is even."""
+@pytest.fixture
+def patchy(world, models, monkeypatch):
+    """A world whose small model errs where the first number is even."""
 
+    class Patchy(models.World):
         def _generate(self, messages, *given, **named):
             asked = next(message.text for message in messages if message.type == "human")
             even = int(re.search(r"\d+", asked)[0]) % 2 == 0
@@ -639,6 +640,10 @@ def test_a_router_is_trained_on_other_questions(world, models, run, monkeypatch)
 
     parts = Parts(Patchy(errs=True), models.World(errs=False), models.Judge())
     monkeypatch.setattr("trim_graph.cli.eval.load_parts", lambda config, **_: parts)
+    return world
+
+
+def test_a_router_is_trained_on_other_questions(patchy, run):
     result = evaluate(run, "--validation-n", 45, n=12, baselines="router")
     assert result.exit_code == 0, result.output
     arms = {arm["arm"]: arm for arm in read_run("run").summary["arms"]}
@@ -650,9 +655,34 @@ def test_a_router_is_trained_on_other_questions(world, models, run, monkeypatch)
         assert sum(asked_large) / 12 == pytest.approx(arm["policy"]["questions"], abs=1e-4)
         for one, other, row, to_large in zip(small, large, own, asked_large, strict=True):
             assert row == {**(other if to_large else one), "arm": arm["arm"]}
-    lines = (world / "run/validation/small.jsonl").read_text().splitlines()
+    lines = (patchy / "run/validation/small.jsonl").read_text().splitlines()
     validated = {json.loads(line)["question"] for line in lines}
     assert not validated & {row["question"] for row in read_run("run").rows("small")}
+
+
+def test_validation_questions_are_scored_for_kind_alone(patchy, run):
+    """The router reads no scores. A dataset of the user's own has no labels of steps in their place."""
+    for name, part, count in (("q", "test", 3), ("v", "train", 45)):
+        rows = [
+            {"problem": one.question, "answer": one.answer} for one in problems("standard", count, part=part)
+        ]
+        (patchy / f"{name}.jsonl").write_text("".join(map("{}\n".format, map(json.dumps, rows))))
+    known = {"n": 3, "dataset": "q.jsonl"}
+
+    def scores(baselines):
+        result = evaluate(run, "--validation", "v.jsonl", **known, baselines=baselines)
+        assert result.exit_code == 0, result.output
+        lines = (patchy / "run/validation/small.jsonl").read_text().splitlines()
+        return [step["score"] for line in lines for step in json.loads(line)["steps"]]
+
+    for baselines, scored in (("router", False), ("kind", True)):
+        found = estimated(run, "--validation", "v.jsonl", **known, baselines=baselines)
+        assert bool(found["groups"]["validation"]["calls"]["scorer"]) is scored
+    unscored = scores("router")
+    assert set(unscored) == {None}
+    scored = scores("kind")  # those of before are run again
+    assert None not in scored
+    assert len(scored) == len(unscored)
 
 
 def test_validation_questions_among_those_of_the_evaluation_are_reported(world, run):
