@@ -25,7 +25,6 @@ def draft(score):
 
 @pytest.mark.parametrize("kind", ["aggregate", "sequence"])
 def test_a_policy_and_its_curves_are_written(kind, train, world, monkeypatch):
-    (world / "kept").mkdir()
     result = train(kind, "--lambda", 0, *QUICK, "--rollouts", world / "kept")
     assert result.exit_code == 0, result.stderr
     policy = load_policy(world / f"{kind}-0.json")
@@ -52,7 +51,6 @@ MODELS = "small: {type: example%s}\nlarge: {type: example}\nscorer: {type: examp
 
 
 def test_rollouts_of_other_models_settings_or_questions_are_refused(train, world, monkeypatch):
-    (world / "kept").mkdir()
 
     def far_enough(*arguments):
         raise SettingsError("it would train now")
@@ -95,7 +93,10 @@ def test_rollouts_that_do_not_say_what_made_them_are_refused(train, world):
         (["--lambda", 0.1, "--lambda", 0.1], "--lambda: give one or more, each once"),
         (["--lambda", 0.1, "-n", 0], "-n is 0"),
         (["--lambda", 0.1, "--seeds", 0], "--seeds is 0"),
-        (["--lambda", 0.1, "--rollouts", "nowhere"], "--rollouts nowhere: name a folder that exists"),
+        (
+            ["--lambda", 0.1, "--rollouts", "few.jsonl"],
+            "--rollouts few.jsonl: cannot be made a folder: File exi",
+        ),
         (["--lambda", 0.1, "--steps", 0, "--simulated-steps", 0], "both 0"),
         (["--lambda", 0.1, "--dataset", "few.jsonl", "-n", 1], "few.jsonl has 2 questions; 301 are needed"),
         (["--lambda", 0.1, "--validation-dataset", "arithmetic:standard", "-n", 3, "--validation", 3], "too"),

@@ -742,7 +742,7 @@ class TrainOptions(Options):
     kind: ClassVar[Literal["aggregate", "sequence"]]
     settings = Training
 
-    out: Annotated[Path, typer.Option(help="Folder for policies and learning curves.")]
+    out: Annotated[Path, typer.Option(help="Folder of policies and learning curves, to be made.")]
     prices: Annotated[
         list[float],
         typer.Option(

@@ -235,8 +235,14 @@ def _check(options: TrainOptions) -> Training:
     if not options.prices or len(set(options.prices)) < len(options.prices):
         raise SettingsError("--lambda: give one or more, each once")
     for option, folder in (("--out", options.out), ("--rollouts", options.rollouts)):
-        if folder is not None and not (folder.is_dir() and os.access(folder, os.W_OK)):
-            raise SettingsError(f"{option} {folder}: name a folder that exists and can be written")
+        if folder is None:
+            continue
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(f"{option} {folder}: cannot be made a folder: {error.strerror}") from error
+        if not os.access(folder, os.W_OK):
+            raise SettingsError(f"{option} {folder} cannot be written: name another folder")
     return settings_of(options, Training)
 
 
