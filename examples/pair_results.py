@@ -64,8 +64,12 @@ def read_runs(folder: Path) -> dict[str, Any]:
     }
     if not runs:
         raise InputError(f"{folder} holds no run with a summary.json: run the evaluation first")
-    seen = {(json.dumps(run["dataset"], sort_keys=True), run["n"]) for run in runs.values()}
-    if len(seen) > 1:
+    # Not by the digest of the file, which may name places of the machine.
+    asked = {
+        (run["n"], *sorted((row["index"], row["question"]) for row in read_rows_of(folder / name, SMALL)))
+        for name, run in runs.items()
+    }
+    if len(asked) > 1:
         sizes = ", ".join(f"{name}: {run['n']} of {run['dataset']['name']}" for name, run in runs.items())
         raise InputError(f"the runs of {folder} are of different questions ({sizes}): take one -n for all")
     return runs

@@ -25,7 +25,7 @@ MARKS = "osD^vPX*"
 _LINES = ("-", "--", "-.", ":")
 _LONGEST = 28
 """Letters of a name in a legend."""
-_INSIDE = 6
+_INSIDE = 4
 """Families up to which a legend lies among the points."""
 
 
