@@ -158,7 +158,7 @@ def train_scorer(given: argparse.Namespace, fold: int) -> Iterator[list[str]]:
     digest = hashlib.sha256(labels.read_bytes()).hexdigest()
     wanted, record = {"labels": digest, "base": base, "tuning": given.tuning}, folder.with_suffix(".json")
     if _is_trained(folder):
-        if json.loads(record.read_text("utf-8")) != wanted:
+        if not record.exists() or json.loads(record.read_text("utf-8")) != wanted:
             raise SettingsError(
                 f"{folder} was trained on other labels, or with another --base or --tuning: remove "
                 f"{folder.parent}, or choose another --out"
