@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trim_graph.errors import SettingsError
+from trim_graph.config.errors import read_yaml
 from trim_graph.examples.math.hours import Rates
 
 Work = list[str] | Callable[[], None]
@@ -65,16 +65,7 @@ def content(given: argparse.Namespace) -> dict[str, Any]:
     Raises:
         SettingsError: The file cannot be read, or holds no settings.
     """
-    import yaml
-
-    try:
-        read = yaml.safe_load(given.config.read_text("utf-8"))
-    except (OSError, UnicodeError, yaml.YAMLError) as error:
-        raise SettingsError(f"--config {given.config} cannot be read: {error}") from error
-    if not isinstance(read, dict):
-        raise SettingsError(
-            f"--config {given.config} holds no settings: small, large and others belong there"
-        )
+    read, _ = read_yaml(given.config)
     if given.small is not None:
         for writer in ("small", "large"):
             read[writer] = model(given, getattr(given, writer), getattr(given, f"{writer}_url"))
@@ -112,6 +103,14 @@ def model(given: argparse.Namespace, name: str, url: str) -> dict[str, Any]:
     if given.run == "engine":
         return {"type": "vllm_engine", "model": place, "gpu_memory_utilization": 0.4, "logprobs": True}
     return {"type": "transformers", "model": place, "device": given.device, "logprobs": True}
+
+
+def trained_scorer(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Returns a scorer of `train scorer` as a configuration names it: behind ``--scorer-url``, else here."""
+    model = str(folder.absolute())
+    if given.scorer_url:
+        return {"type": "vllm_prm", "model": model, "base_url": given.scorer_url, "read_timeout": 1800}
+    return {"type": "transformers_prm", "model": model, "device": given.device}
 
 
 def run(work: Iterable[Work]) -> int:

@@ -76,7 +76,7 @@ def read_runs(folder: Path) -> dict[str, Any]:
 
 
 def write_results(folder: Path, out: Path, *, title: str, note: str | None = None) -> None:
-    """Writes the three files.
+    """Writes the three files, and says so.
 
     Args:
         folder: Holds the runs.
@@ -102,6 +102,7 @@ def write_results(folder: Path, out: Path, *, title: str, note: str | None = Non
     file.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
     (out / "RESULTS.md").write_text(page(document), "utf-8")
     draw(document, out / "results")
+    print(f"written: RESULTS.md, results.json and results.png in {out}")
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
@@ -448,7 +449,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_results(given.runs, out, title=given.title, note=given.note)
     except InputError as error:
         parser.error(str(error))
-    print(f"written: RESULTS.md, results.json and results.png in {out}")
 
 
 if __name__ == "__main__":

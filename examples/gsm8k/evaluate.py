@@ -138,14 +138,11 @@ def dataset(path: Path) -> str:
 
 def scorers(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Returns the scorer of each stage that has one, as a configuration names it."""
-    folder = str((given.out / "scorer").resolve())
-    served = {"type": "vllm_prm", "model": folder, "base_url": given.scorer_url, "read_timeout": 1800}
-    here = {"type": "transformers_prm", "model": folder, "device": given.device}
     return {
         "token_probability": {"type": "token_probability"},
         "group_confidence": {"type": "token_probability", "statistic": "lowest_window", "window": 8},
         "judge": {"type": "llm_judge", "model": own_pair.content(given)["large"], "scale": "yes_no"},
-        "own_scorer": served if given.scorer_url else here,
+        "own_scorer": own_pair.trained_scorer(given, given.out / "scorer"),
     }
 
 
@@ -282,7 +279,6 @@ def work(given: argparse.Namespace) -> Iterator[own_pair.Work]:
 def report(given: argparse.Namespace) -> None:
     """Writes the page of results."""
     write_results(given.out, given.out, title="GSM8K", note=own_pair.made_by(given))
-    print(f"written: RESULTS.md, results.json and results.png in {given.out}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

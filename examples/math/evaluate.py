@@ -16,6 +16,7 @@ from pathlib import Path
 
 from trim_graph.evaluation.arms import RANDOM_RATES
 from trim_graph.evaluation.baselines import SHARES
+from trim_graph.examples import own_pair
 
 from .hours import AIME_FACTOR, Arms, Rates, gpu_hours
 
@@ -119,16 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(report(given), flush=True)
     if given.estimate:
         return 0
-    from trim_graph.cli.app import app
-
-    for name, dataset in datasets(given).items():
-        options = command(given, name, dataset)
-        quoted = " ".join(f"'{option}'" if " " in option or "{" in option else option for option in options)
-        print(f"\ntrim-graph {quoted}", flush=True)
-        code = app(options, prog_name="trim-graph", standalone_mode=False)
-        if code:
-            return int(code)
-    return 0
+    return own_pair.run(command(given, name, dataset) for name, dataset in datasets(given).items())
 
 
 if __name__ == "__main__":

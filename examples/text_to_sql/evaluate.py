@@ -106,15 +106,7 @@ def scorer_folder(given: argparse.Namespace, fold: int) -> Path:
 
 def scorer(given: argparse.Namespace, fold: int) -> dict[str, Any]:
     """Returns the scorer of a fold as a configuration names it."""
-    folder = str(scorer_folder(given, fold))
-    if given.scorer_url:
-        return {
-            "type": "vllm_prm",
-            "model": folder,
-            "base_url": given.scorer_url,
-            "read_timeout": 1800,
-        }
-    return {"type": "transformers_prm", "model": folder, "device": given.device}
+    return own_pair.trained_scorer(given, scorer_folder(given, fold))
 
 
 def configuration(given: argparse.Namespace, fold: int | None = None) -> Path:
@@ -287,7 +279,6 @@ def _join_runs(given: argparse.Namespace) -> None:
 
 def _report(given: argparse.Namespace) -> None:
     write_results(given.out, given.out, title="Text to SQL", note=own_pair.made_by(given))
-    print(f"written: RESULTS.md, results.json and results.png in {given.out}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

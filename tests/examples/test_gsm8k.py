@@ -204,6 +204,8 @@ def test_the_commands_of_the_readme_are_those_of_the_example():
     commands = [line for block in blocks for line in block.split("```")[0].splitlines()]
     own = [line for line in commands if "gsm8k.evaluate" in line]
 
+    stages = text.partition("| stage |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert [line.split("`")[1] for line in stages] == [*evaluate.STAGES]
     assert own
     for line in own:
         evaluate.parsed(shlex.split(line.partition("#")[0])[3:])

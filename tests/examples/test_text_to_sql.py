@@ -783,7 +783,7 @@ def test_one_model_alone_is_refused(capsys):
     ("more", "said"),
     [
         (["--data", "nowhere"], "questions_gen_sqlite.csv cannot be read"),
-        (["--config", "nowhere.yaml"], "--config nowhere.yaml cannot be read: "),
+        (["--config", "nowhere.yaml"], "configuration file nowhere.yaml does not exist"),
         (["--stage", "report"], "holds no run with a summary.json: run the evaluation first"),
         (["--stage", "own_scorer"], "has questions on fewer than 5 databases, one for each fold"),
     ],
@@ -793,7 +793,7 @@ def test_what_cannot_be_used_is_an_error_in_words(source, tmp_path, capsys, more
     assert said in capsys.readouterr().err
 
 
-def test_the_hours_are_those_of_the_stages_that_are_asked_for(source, tmp_path, capsys):
+def test_the_hours_are_those_of_the_stages_that_are_asked_for():
     def hours(*more):
         given = evaluate.parsed(["--data", "d", "--out", "o", *more])
         return evaluate.expected_hours(given, [{"fold": number % 5} for number in range(50)])
@@ -815,6 +815,8 @@ def test_the_readme_names_commands_that_are_read():
     for command in commands:
         evaluate.parsed(shlex.split(command)[3:])
     assert evaluate.GRADER in text
+    stages = text.partition("| stage |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert [line.split("`")[1] for line in stages] == [*evaluate.STAGES]
 
 
 # Defog's own data, where a folder is given.

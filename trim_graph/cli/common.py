@@ -50,6 +50,20 @@ def parsed_option(option: str, given: str, example: str) -> Any:
     raise SettingsError(f"{option}{shown} is neither a name nor a mapping such as '{example}'")
 
 
+def make_folder(option: str, folder: Path) -> None:
+    """Makes a folder that an option names, before the work whose results go there.
+
+    Raises:
+        SettingsError: It cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"{option} {folder}: cannot be made a folder: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise SettingsError(f"{option} {folder} cannot be written: no permission")
+
+
 def check_trace_file(out: Path) -> None:
     """Checks that traces can be written to ``--out``, before the work whose results would be lost.
 

@@ -31,7 +31,7 @@ from trim_graph.evaluation.traces import Trace, write_traces
 from trim_graph.storage.journal import Journal
 from trim_graph.storage.rows import read_rows
 
-from .common import Progress, chosen_config, load_scorer, parsed_option
+from .common import Progress, chosen_config, load_scorer, make_folder, parsed_option
 from .options import EvalScorerOptions
 from .terminal import Interrupted, need
 
@@ -237,10 +237,7 @@ def _config(options: EvalScorerOptions) -> TrimConfig:
     if len(set(names)) < len(names):
         raise SettingsError(f"two files of the same name: {', '.join(names)}")
     if options.out is not None:
-        try:
-            options.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SettingsError(f"--out {options.out}: cannot be made a folder: {error.strerror}") from error
+        make_folder("--out", options.out)
     if options.scorer is not None and options.config is not None:
         raise SettingsError("give --config or --scorer, not both")
     overrides: dict[str, Any] = {}

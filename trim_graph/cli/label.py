@@ -12,7 +12,7 @@ from typing import Any
 
 from trim_graph.config import TrimConfig, for_measuring
 from trim_graph.config.load import with_temperature
-from trim_graph.errors import SettingsError, counted
+from trim_graph.errors import counted
 from trim_graph.evaluation import Question
 from trim_graph.evaluation.arms import Judge, identity_of, judge_of
 from trim_graph.evaluation.datasets import first_questions
@@ -23,7 +23,7 @@ from trim_graph.training.judgements import Judgements
 from trim_graph.training.settings import LabelSettings
 from trim_graph.training.step_labels import LabelReport, Labels, StepLabeller, read_labels
 
-from .common import Progress, check_trace_file, chosen_config, load_parts, open_executor
+from .common import Progress, check_trace_file, chosen_config, load_parts, make_folder, open_executor
 from .eval import count_questions, read_dataset
 from .options import LabelOptions, settings_of
 from .terminal import Interrupted, need
@@ -75,10 +75,7 @@ class _Labelling:
 
     def open(self, stack: ExitStack) -> None:
         """Opens the recorded runs and judgements."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SettingsError(f"--runs {self.folder}: cannot be made a folder: {error.strerror}") from error
+        make_folder("--runs", self.folder)
         identity, retry = identity_of(self.config), self.options.retry_errors
         dataset = self.dataset.identity()
         common = {key: identity[key] for key in ("small", "large", "settings")} | {"dataset": dataset}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -22,7 +21,7 @@ from trim_graph.policies import save_policy
 from trim_graph.storage.journal import Journal
 from trim_graph.training.settings import Training
 
-from .common import chosen_config, load_parts, open_executor
+from .common import chosen_config, load_parts, make_folder, open_executor
 from .eval import read_dataset
 from .options import QueryRouterOptions, TrainOptions, settings_of
 from .terminal import need
@@ -235,14 +234,8 @@ def _check(options: TrainOptions) -> Training:
     if not options.prices or len(set(options.prices)) < len(options.prices):
         raise SettingsError("--lambda: give one or more, each once")
     for option, folder in (("--out", options.out), ("--rollouts", options.rollouts)):
-        if folder is None:
-            continue
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SettingsError(f"{option} {folder}: cannot be made a folder: {error.strerror}") from error
-        if not os.access(folder, os.W_OK):
-            raise SettingsError(f"{option} {folder} cannot be written: name another folder")
+        if folder is not None:
+            make_folder(option, folder)
     return settings_of(options, Training)
 
 
