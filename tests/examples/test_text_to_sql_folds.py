@@ -1,6 +1,7 @@
 """Runs and ratings of folds, joined: with the same scorer in all folds, equal to those of all questions."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from trim_graph.errors import InputError
 from trim_graph.evaluation.datasets import make_dataset
 from trim_graph.evaluation.records import read_run
 from trim_graph.examples.arithmetic import stream_problems
+from trim_graph.examples.text_to_sql import evaluate
+from trim_graph.examples.text_to_sql.data import Prepared
 from trim_graph.examples.text_to_sql.folds import is_complete, join_ratings, join_runs
 
 CONFIG = {
@@ -124,6 +127,43 @@ def test_a_run_that_was_begun_again_is_not_complete(runs, tmp_path):
     (tmp_path / "run-1/rows/small.jsonl").write_text("")
     assert not is_complete(tmp_path / "run-1")
     assert not is_complete(tmp_path / "run-2")
+
+
+def test_the_stages_of_own_scorers_from_end_to_end(tmp_path, monkeypatch, capsys):
+    """With arithmetic problems in place of the questions on databases, since these models write no SQL."""
+    drawn = zip(stream_problems("standard", part="train", seed=5), range(75), strict=False)
+    rows = [
+        {"id": f"q{number}", "question": one.question, "answer": str(one.answer), "fold": number % 5}
+        for one, number in drawn
+    ]
+    monkeypatch.setattr(evaluate, "prepare", lambda *_: Prepared(rows, {}))
+    monkeypatch.setattr(evaluate, "GRADER", "numeric")
+    config = {**CONFIG, **{part: {"type": "example", "logprobs": True} for part in ("small", "large")}}
+    (tmp_path / "trim.yaml").write_text(yaml.safe_dump(config))
+    out = tmp_path / "runs"
+    out.mkdir()
+    given = ["--data", "d", "--out", str(out), "--config", str(tmp_path / "trim.yaml"), "--rollouts", "2"]
+    stages = [*given, "--own-thresholds", "0.5", "--stage", "train_scorers", "--stage", "own_scorer"]
+
+    assert evaluate.main([*stages, *("--fold", "0", "--fold", "1")]) == 0
+    said = capsys.readouterr().out
+    assert "not rated yet: rated-2, rated-3, rated-4; the ratings are joined when all folds are done" in said
+    assert "not run yet: own_scorer-2, own_scorer-3, own_scorer-4; the runs are joined" in said
+    assert not (out / "own_scorer").exists()
+
+    assert evaluate.main([*stages, "--stage", "report"]) == 0
+    assert re.search(
+        r"This scorer is (no )?better than token probability on your \d+ quest", capsys.readouterr().out
+    )
+    run = read_run(out / "own_scorer")
+    assert run.summary is not None
+    assert {row["index"] for row in run.rows("threshold-0.5")} == {*range(75)}
+    assert {"small", "large", "router-0.5", "score_cascade-0.5"} <= {
+        arm["arm"] for arm in run.summary["arms"]
+    }
+    rated = json.loads((out / "rated/own_scorer/metrics.json").read_text())["sets"]["labels"]
+    assert rated["solutions"] == len((out / "labels.jsonl").read_text().splitlines())
+    assert "## Scorer: own scorer" in (out / "RESULTS.md").read_text("utf-8")
 
 
 def test_joined_ratings_are_those_of_all_solutions(runs, tmp_path):
