@@ -13,18 +13,20 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from trim_graph.cli.common import make_folder
 from trim_graph.errors import InputError
 from trim_graph.evaluation.comparison import LARGE, QUERY_LEVEL, SMALL
 from trim_graph.evaluation.metrics import RESAMPLES, Interval, interval
 from trim_graph.evaluation.plots import ArmPoint, draw_accuracy, save_plot
 from trim_graph.evaluation.records import Row, read_rows_of
-from trim_graph.examples import oracle_judge
+from trim_graph.examples import oracle_judge, own_pair
 
 TARGETS = ("50", "80", "95")
 SOLUTIONS = {
@@ -49,6 +51,11 @@ HINDSIGHT = (
     "What no router can beat: each question takes what is right with the fewest large tokens, and the "
     "cheapest questions are solved first. Of all arms it is too low a bound, since of many answers some are "
     "right by chance."
+)
+
+TIMES = (
+    "Wall clock: seconds of all questions together. Tokens a second: what both models wrote in that time, "
+    "drafts that were not kept included."
 )
 
 
@@ -130,12 +137,21 @@ def _read_times(folder: Path) -> list[dict[str, Any]]:
                 "arm": arm["arm"],
                 "metrics": {name: arm["metrics"][name] for name in kept},
                 "beside_large": arm["differences"].get(LARGE, {}).get("seconds"),
+                "wall_clock": _wall_clock(read_rows_of(file.parent, arm["arm"]), run),
             }
             for arm in run["arms"]
         ]
         taken = {key: run[key] for key in ("n", "concurrency")}
         found.append({"run": file.parent.name, **taken, "arms": arms})
     return found
+
+
+def _wall_clock(rows: Iterable[Row], run: Mapping[str, Any]) -> float | None:
+    """Returns the seconds of an arm; None where only some of its questions were under way at once."""
+    seconds = [row["seconds"] for row in rows]
+    if run["concurrency"] == 1:
+        return sum(seconds)
+    return max(seconds) if len(seconds) <= run["concurrency"] else None
 
 
 def _kept(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,7 +237,7 @@ def page(document: Mapping[str, Any]) -> str:
     if any(document["scorers"].values()):
         parts += ["## How good the scorers are", *_scorers(document["scorers"])]
     if document["times"]:
-        parts += ["## How long it takes", *_times(document["times"])]
+        parts += ["## How long it takes", TIMES, *_times(document["times"])]
     for name, run in runs.items():
         scorer = name.removeprefix(POLICIES_ON).replace("_", " ")
         heading = f"Policies on scorer: {scorer}" if name.startswith(POLICIES_ON) else f"Scorer: {scorer}"
@@ -320,21 +336,29 @@ def _area(metrics: Mapping[str, Any], key: str) -> str:
     return _metric({"value": metrics[key], "interval": metrics[f"{key}_interval"]}, 3)
 
 
-def _times(found: Iterable[Mapping[str, Any]]) -> Iterable[str]:
-    """Yields a table for each timed run."""
-    heads = ["arm", "seconds a question", "beside large alone", "small tokens", "large tokens"]
-    for run in found:
-        rows = [
-            [
-                arm["arm"],
-                _metric(arm["metrics"]["seconds"], 1),
-                _metric(arm["beside_large"], 1, signed=True),
-                *(f"{arm['metrics'][key]['value']:.0f}" for key in ("small_tokens", "large_tokens")),
-            ]
-            for arm in run["arms"]
-        ]
-        yield f"{run['run'].replace('_', ' ')}: {run['n']} questions, {run['concurrency']} at once."
-        yield _table(heads, rows)
+def _times(found: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    """Yields a table of all runs on as many questions, as many at once; equal arms have one row."""
+    heads = ["arm", "run", "seconds a question", "beside large alone", "small tokens", "large tokens",
+             "wall clock", "tokens a second"]  # fmt: skip
+    for n, at_once in sorted({(run["n"], run["concurrency"]) for run in found}, reverse=True):
+        rows: dict[str, list[str]] = {}
+        for run in found:
+            if (run["n"], run["concurrency"]) != (n, at_once):
+                continue
+            for arm in run["arms"]:
+                rows.setdefault(json.dumps(arm), [arm["arm"], run["run"].replace("_", " "), *_time(arm, n)])
+        yield f"{n} questions, {at_once} at once."
+        yield _table(heads, rows.values())
+
+
+def _time(arm: Mapping[str, Any], n: int) -> Iterable[str]:
+    written = [arm["metrics"][key]["value"] for key in ("small_tokens", "large_tokens")]
+    yield _metric(arm["metrics"]["seconds"], 1)
+    yield _metric(arm["beside_large"], 1, signed=True)
+    yield from (f"{tokens:.0f}" for tokens in written)
+    wall = arm["wall_clock"]
+    yield "-" if wall is None else f"{wall:.0f}"
+    yield "-" if wall is None else f"{sum(written) * n / wall:.0f}"
 
 
 def _points(run: Mapping[str, Any]) -> str:
@@ -434,7 +458,7 @@ def _point(arm: Mapping[str, Any], family: str) -> ArmPoint:
     return ArmPoint(family, share["value"] or 0.0, accuracy["value"], None, spread and Interval(*spread))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Writes the three files."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -445,11 +469,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--note", help="which models these are, and when, where and how they ran")
     given = parser.parse_args(arguments)
     out = given.out or given.runs
-    try:
+
+    def write() -> None:
+        make_folder("--out", out)
         write_results(given.runs, out, title=given.title, note=given.note)
-    except InputError as error:
-        parser.error(str(error))
+
+    return own_pair.run([write])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from trim_graph.config import load_config
+from trim_graph.evaluation.records import Question, WorkItem, new_record, row_of
 from trim_graph.examples import oracle_judge
 from trim_graph.examples import pair_results as results
 from trim_graph.examples.arithmetic import PRM, stream_problems
@@ -171,19 +172,40 @@ def test_hindsight_solves_the_cheapest_questions_by_the_cheapest_right_arm():
     assert 0 <= low < 0.3 < high
 
 
-def test_what_a_run_without_a_cache_took_is_on_the_page(tmp_path):
+@pytest.mark.parametrize(
+    ("at_once", "wall_clock"), [(3, "3 | 13"), (24, "3 | 13"), (1, "6 | 6"), (2, "- | -")]
+)
+def test_what_runs_without_a_cache_took_is_in_one_table(tmp_path, at_once, wall_clock):
     tokens = {"small_tokens": {"value": 9}, "large_tokens": {"value": 4}}
     large = {"arm": "large", "metrics": {**tokens, "seconds": {"value": 2.0, "interval": None}}}
+    large["differences"] = {}
     faster = {"seconds": {"value": -0.5, "interval": [-0.7, -0.2]}}
     routed = {**large, "arm": "threshold-0.9", "differences": {"large": faster}}
-    (tmp_path / "24_at_once").mkdir()
-    run = {"n": 3, "concurrency": 24, "arms": [{**large, "differences": {}}, routed]}
-    (tmp_path / "24_at_once/summary.json").write_text(json.dumps(run))
+    run = {"n": 3, "concurrency": at_once, "arms": [large, routed]}
+    for name in ("plain", "read_ahead"):
+        (tmp_path / name / "rows").mkdir(parents=True)
+        (tmp_path / name / "summary.json").write_text(json.dumps(run))
+        for arm in ("large", "threshold-0.9"):
+            lines = []
+            for index, seconds in enumerate((1.0, 2.0, 3.0)):
+                item = WorkItem(index, 0, Question("What?"))
+                longer = seconds if arm == "large" or name == "plain" else 2 * seconds
+                lines.append(json.dumps(row_of(new_record(item, seconds=longer), arm)) + "\n")
+            (tmp_path / name / "rows" / f"{arm}.jsonl").write_text("".join(lines))
 
     said, table = results._times(results._read_times(tmp_path))
 
-    assert said == "24 at once: 3 questions, 24 at once."
-    assert table.splitlines()[-1] == "| threshold-0.9 | 2.0 | -0.5 (-0.7 to -0.2) | 9 | 4 |"
+    assert said == f"3 questions, {at_once} at once."
+    rows = table.splitlines()[2:]
+    if wall_clock == "- | -":  # nothing tells when each of three began
+        assert rows[1:] == ["| threshold-0.9 | plain | 2.0 | -0.5 (-0.7 to -0.2) | 9 | 4 | - | - |"]
+    else:
+        assert rows[:2] == [
+            f"| large | plain | 2.0 | - | 9 | 4 | {wall_clock} |",
+            f"| threshold-0.9 | plain | 2.0 | -0.5 (-0.7 to -0.2) | 9 | 4 | {wall_clock} |",
+        ]
+        (slower,) = rows[2:]
+        assert slower.startswith("| threshold-0.9 | read ahead |")
 
 
 def test_runs_of_different_questions_make_no_page(tmp_path):
@@ -192,8 +214,7 @@ def test_runs_of_different_questions_make_no_page(tmp_path):
         run = {"dataset": {"name": "q"}, "n": n}
         (tmp_path / name / "summary.json").write_text(json.dumps(run))
 
-    with pytest.raises(SystemExit):
-        results.main([str(tmp_path), "--title", "Q"])
+    assert results.main([str(tmp_path), "--title", "Q"]) == 2
     with pytest.raises(results.InputError, match=r"different questions \(one: 10 of q, two: 20 of q\)"):
         results.read_runs(tmp_path)
 
