@@ -628,6 +628,13 @@ def test_baselines_that_cannot_be_run_are_reported(world, run):
     assert evaluate(run, n=10, baselines="cascade").exit_code == 2
 
 
+def test_a_named_router_that_outcomes_cannot_train_costs_no_results(world, run):
+    result = evaluate(run, "--validation-n", 12, n=4, baselines="router,score_cascade")
+    assert result.exit_code == 0, result.output
+    assert "baseline router was not run: of 12 questions" in result.stdout
+    assert "score_cascade" in {arm["family"] for arm in read_run("run").summary["arms"]}
+
+
 @pytest.fixture
 def patchy(world, models, monkeypatch):
     """A world whose small model errs where the first number is even."""

@@ -628,6 +628,10 @@ class Missing(SettingsError):
     """A baseline cannot be run with what is given."""
 
 
+class TooFewOutcomes(InputError):
+    """A baseline cannot be fitted to what came of the validation questions."""
+
+
 @dataclass
 class Baselines:
     """Runs the baselines of an evaluation.
@@ -653,10 +657,11 @@ class Baselines:
 
         Args:
             names: Of `BASELINES`.
-            all_of_them: One that cannot be run is then passed over with a warning.
+            all_of_them: One that cannot be run is then passed over with a warning. One that cannot be fitted
+                is in any case, since only the runs of the models tell.
 
         Raises:
-            TrimError: One cannot be run, or its runs fail.
+            TrimError: One cannot be run with what is given, or its runs fail.
         """
         runs: dict[str, Callable[[], Awaitable[None]]] = {
             "router": self.router,
@@ -672,7 +677,7 @@ class Baselines:
             try:
                 await runs[name]()
             except (TrimError, ImportError) as error:
-                if not all_of_them:
+                if not (all_of_them or isinstance(error, TooFewOutcomes)):
                     raise
                 warnings.append(f"baseline {name} was not run: {error}")
         return warnings
@@ -715,7 +720,10 @@ class Baselines:
         """Lets a classifier give whole questions to one model."""
         validation = self._validated()
         small, large = await validation.run("small"), await validation.run("large")
-        router = train_query_router(read_examples([small, large]), seed=self.seed).policy
+        try:
+            router = train_query_router(read_examples([small, large]), seed=self.seed).policy
+        except InputError as error:
+            raise TooFewOutcomes(str(error)) from error
         file = self.runner.folder / "router.json"
         save_policy(router, file, dataset=validation.dataset.identity(), questions=validation.n)
         policy = {"type": "query_router", "file": file.name}
@@ -727,7 +735,10 @@ class Baselines:
         """Regenerates by the type of step alone."""
         validation = self._validated()
         traces = await validation.run("small")
-        kinds = fit_step_types(read_traces(traces), self.pattern)
+        try:
+            kinds = fit_step_types(read_traces(traces), self.pattern)
+        except InputError as error:
+            raise TooFewOutcomes(str(error)) from error
         counts = [one._asdict() for one in kinds]
         write_json(self.runner.folder / "kinds.json", {"pattern": self.pattern, "kinds": counts})
         await self._grid("kind", lambda share: policy_of_step_types(kinds, self.pattern, share))
