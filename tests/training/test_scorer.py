@@ -341,6 +341,22 @@ def test_an_interrupted_training_resumes_with_the_same_settings_only(few, tmp_pa
     assert not (tmp_path / "s" / scorer_module.UNFINISHED).exists()
 
 
+def test_a_training_interrupted_as_it_writes_its_folder_is_done_again(few, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scorer_module.ScorerFile, "write", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train_scorer([few], base=str(SMALL), out=tmp_path / "s")
+    assert not (tmp_path / "s/trim_scorer.json").exists()
+    with pytest.raises(SettingsError, match="interrupted training with other settings"):
+        train_scorer([few], base=str(SMALL), out=tmp_path / "s", training=ScorerTraining(seed=1))
+    train_scorer([few], base=str(SMALL), out=tmp_path / "s")
+    TransformersProcessReward(tmp_path / "s")
+    assert not (tmp_path / "s" / scorer_module.UNFINISHED).exists()
+
+
 class TestRefusals:
     def test_a_folder_that_is_not_empty(self, few, tmp_path):
         (tmp_path / "x").write_text("")

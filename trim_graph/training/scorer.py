@@ -105,8 +105,8 @@ def train_scorer(
     """Trains a scorer and writes its folder.
 
     The folder is in the layout of transformers: weights with LoRA merged and calibration in the head,
-    tokenizer, `trim_scorer.json` and a model card. An interrupted training of ``lora`` or ``full`` resumes
-    from its last evaluation when called again with the same arguments.
+    tokenizer, a model card and, written last, `trim_scorer.json`. Called again with the same arguments, an
+    interrupted training goes on: of ``lora`` or ``full`` from its last evaluation.
 
     Args:
         labels: Label files; see `trim_graph.training.scorer_data.read_label_files`.
@@ -117,7 +117,7 @@ def train_scorer(
 
     Raises:
         InputError: The labels are missing, of one kind only, or of too few questions.
-        SettingsError: A setting does not fit, or the folder is not empty.
+        SettingsError: A setting does not fit, or the folder holds anything but an interrupted training.
         ValueError: The base cannot be read: no safetensors, no causal model, no ``eos_token``.
     """
     settings = training or ScorerTraining()
@@ -184,9 +184,10 @@ def train_scorer(
         stacking=stacking,
         metrics=measure(measured, pattern=settings.pattern, seed=settings.seed),
     )
+    checkpoints.begin()  # a folder with half of its files is one of an interrupted training
     _save(folder, network, tokenizer, dtype)
-    file.write(folder)
     write_card(folder, file, measured, settings, [one.name for one in files], device=str(device), dtype=dtype)
+    file.write(folder)
     checkpoints.remove()
     return TrainedScorer(folder, file, skipped)
 
@@ -612,7 +613,7 @@ class _Checkpoints:
         if folder.exists() and not folder.is_dir():
             raise SettingsError(f"{folder} is a file; name a folder that is not there yet")
         held = sorted(file.name for file in folder.iterdir()) if folder.exists() else []
-        if held and held != [UNFINISHED]:
+        if held and UNFINISHED not in held:
             raise SettingsError(f"{folder} is not empty; name a folder that is not there yet")
         if held and (not self._settings.is_file() or self._settings.read_text("utf-8") != self._text):
             raise SettingsError(
