@@ -136,3 +136,31 @@ def test_the_simulator_is_seen_as_the_simulator_sees_itself():
         assert np.allclose(features[:, AGGREGATE.index("index")] * 32, itself.index)
         assert [one.writers[-1:] == ("large",) for one in seen] == itself.by_large.tolist()
         seen, _ = batch.decide((rng.random(50) < 0.5).tolist())
+
+
+def test_branches_that_no_run_has_explored_are_run_for_all_rows_at_a_time(monkeypatch):
+    rollouts, together = Rollouts(questions(5), build), []
+    asyncio.run(rollouts.explore(1))
+    expand = rollouts.expand
+    monkeypatch.setattr(rollouts, "expand", lambda scripts: (together.append(len(scripts)), expand(scripts)))
+    batch = RecordedEpisodes(rollouts, 5, seed=0)
+
+    batch.begin(0)
+    assert batch.explored([True] * 5) == [True] * 5  # the first run regenerates
+    turned = batch.explored([False] * 5)  # where both models write the same, that run has explored both
+    _, transition = batch.decide([False] * 5)
+
+    assert together == [sum(turned)]
+    assert sum(turned) > 1
+    assert not transition.large_tokens.any()
+
+
+def test_two_rows_on_the_same_question_take_branches_of_their_own():
+    rollouts = Rollouts(questions(1), build)
+    asyncio.run(rollouts.explore(1))
+    batch = RecordedEpisodes(rollouts, 2, seed=0)
+    batch.begin(0)
+    batch.decide([True, False])
+    seen, transition = batch.decide([True, True])
+    assert (transition.large_tokens > 0).all()
+    assert [one.writers for one in seen] == [("large", "large"), ("small", "large")]

@@ -75,6 +75,15 @@ def test_it_learns_to_regenerate_what_scores_low(kind, simulated, sets, tmp_path
     assert files[2].read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_spread_of_features_is_measured_without_a_further_run():
+    found = Rollouts(questions(4), build)
+    asyncio.run(found.explore(2))
+    before = found.runs
+    inputs = _sample(RecordedEpisodes(found, 4), aggregate_extractor(), 0)
+    assert found.runs == before
+    assert np.isfinite(inputs).all()
+
+
 def test_a_seed_repeats_a_training_and_standing_still_ends_it(sets):
     given = Training(
         simulated_steps=0,

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from trim_graph.policies import Observation
 from trim_graph.policies.learned import AGGREGATE, SEQUENCE, aggregate_features, padded, sequence_features
 
-from .rollouts import Rollout, Rollouts
+from .rollouts import Rollout, Rollouts, Script
 from .simulator import Simulator
 from .step_model import StepModel
 
@@ -90,7 +90,8 @@ class RecordedEpisodes:
         return [row.observation() for row in self._rows]
 
     def decide(self, regenerate: Sequence[bool]) -> tuple[list[Observation], Transition]:
-        """Carries out one decision in each row."""
+        """Carries out one decision in each row; unexplored branches are run for all rows at a time."""
+        self._explore(regenerate)
         spent = np.array(
             [row.decide(bool(how)) for row, how in zip(self._rows, regenerate, strict=True)], float
         )
@@ -98,6 +99,27 @@ class RecordedEpisodes:
         correct = np.array([row.ended and row.correct for row in self._rows])
         self._rows = [self._next() if row.ended else row for row in self._rows]
         return [row.observation() for row in self._rows], Transition(spent, ended, correct)
+
+    def explored(self, regenerate: Sequence[bool]) -> list[bool]:
+        """Returns the decisions, each turned into the other where only that one's branch is explored."""
+        pairs = zip(self._rows, regenerate, strict=True)
+        return [how if row.missing(how) is None else not how for row, how in pairs]
+
+    def _explore(self, regenerate: Sequence[bool]) -> None:
+        before: dict[int, Script] = {}
+        while True:
+            scripts = {
+                row.index: script
+                for row, how in zip(self._rows, regenerate, strict=True)
+                if (script := row.missing(bool(how))) is not None
+            }
+            if not scripts:
+                return
+            for index, script in scripts.items():
+                if before.get(index) == script:
+                    raise self.rollouts.nondeterminism_error(index)
+            self.rollouts.expand(scripts)
+            before = scripts
 
     def _next(self) -> Rollout:
         while True:

@@ -189,12 +189,12 @@ SAMPLED = 64
 
 
 def _sample(batch: RecordedEpisodes, extractor: FeatureExtractor, seed: int) -> Any:
-    """Returns the inputs of a policy that decides at random."""
+    """Returns the inputs of a policy that decides at random among explored branches, which runs no model."""
     rng = np.random.default_rng(seed)
     observations = list(batch.begin(seed))
     inputs = [extractor.features(one) for one in observations]
     for _ in range(SAMPLED):
-        observations, _ = batch.decide((rng.random(batch.n) < 0.3).tolist())
+        observations, _ = batch.decide(batch.explored((rng.random(batch.n) < 0.3).tolist()))
         inputs.extend(extractor.features(one) for one in observations)
     return np.array(inputs, dtype=np.float32)
 

@@ -396,6 +396,10 @@ class Rollout:
             draft_probability=draft.probability,
         )
 
+    def missing(self, regenerate: bool) -> Script | None:
+        """Returns the script of the run that a decision waits for; None where its branch is explored."""
+        return None if self.node.after(regenerate) is not None else (*self.script, regenerate)
+
     def ends(self, regenerate: bool) -> bool:
         """Returns whether the next step ends the solution by itself, and not by the limit on steps.
 
