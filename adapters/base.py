@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
+import uuid
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,13 +21,15 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from trim_graph.errors import FailedAttempts, ScorerError
+from trim_graph.segmentation import StepEnded
 
 StepEnd = Literal["delimiter", "eos", "length"]
 """Why the writer stopped: at the end of a step, at its end of sequence, or at ``max_tokens``."""
 
 StopWhen = Callable[[str], bool]
 """Gets the text of an answer so far; returns whether the answer ends there. The adapters of this package take
-one as the call setting ``stop_when`` and answer with ``stop_reason`` `STOPPED`."""
+one as the call setting ``stop_when`` and answer with ``stop_reason`` `STOPPED`. LangChain's caches answer no
+call with one but those of the graph: of any other function nobody knows what it does."""
 
 STOPPED = "stop_when"
 
@@ -315,6 +318,9 @@ class ExactChatModel(BaseChatModel):
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         # The key of LangChain's cache: how long and how often may be tried does not change a response.
         named = {name: value for name, value in kwargs.items() if name not in ("timeout", "retry_tokens")}
+        if not isinstance(named.get("stop_when"), StepEnded | None):
+            # Any other function is shown by its address, which another one may have later.
+            named["stop_when"] = uuid.uuid4().hex
         return super()._get_llm_string(stop=stop, **named)
 
     def _merged_settings(

@@ -8,6 +8,7 @@ model needs steps of the kind that it was trained on.
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import takewhile
@@ -353,6 +354,10 @@ class MarkdownSteps(WatchedSteps):
     type: Literal["markdown"] = "markdown"
     _cut: str = PrivateAttr(default="")
 
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        yield from super().__repr_args__()
+        yield "cut", self._cut
+
     def continuing(self, cut: str) -> Segmentation:
         """Returns the segmentation with the blocks that the earlier text left open."""
         if not cut:
@@ -595,6 +600,31 @@ def partial_text_counts(previous: Mapping[str, Any] | None, partial_text: str) -
     return previous is not None and (not separator_of(previous) or bool(separator_of(previous).strip()))
 
 
+class StepEnded:
+    """The call setting ``stop_when`` that ends an answer at the end of a step.
+
+    It is represented by what it does, since LangChain's caches take that for a part of the request: equal
+    requests of two processes are then one. What a user's function does is not known, so such a request is
+    equal to none.
+
+    Args:
+        segmentation: Finds the end of a step.
+        partial_text: Text of this step from earlier attempts.
+    """
+
+    def __init__(self, segmentation: Segmentation, partial_text: str) -> None:
+        self._segmentation, self._partial_text = segmentation, partial_text
+
+    def __call__(self, text: str) -> bool:
+        """Returns whether the step ends in the text so far."""
+        return self._segmentation.boundary(self._partial_text + text, ended=False) is not None
+
+    def __repr__(self) -> str:
+        unknown = isinstance(self._segmentation, FunctionSteps)
+        does = uuid.uuid4().hex if unknown else repr(self._partial_text)
+        return f"StepEnded({self._segmentation!r}, {does})"
+
+
 def stop_arguments(
     segmentation: Segmentation,
     thinking: Thinking | None,
@@ -617,9 +647,5 @@ def stop_arguments(
         stops.append(thinking.close)
     arguments: dict[str, Any] = {"stop": stops} if stops else {}
     if segmentation.watches and takes_stop_when:
-
-        def stop_when(text: str) -> bool:
-            return segmentation.boundary(partial_text + text, ended=False) is not None
-
-        arguments["stop_when"] = stop_when
+        arguments["stop_when"] = StepEnded(segmentation, partial_text)
     return arguments

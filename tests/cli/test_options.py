@@ -14,7 +14,9 @@ from trim_graph.cli.options import (
     EvalOptions,
     LabelOptions,
     Options,
+    PlanOptions,
     QueryRouterOptions,
+    ScorerOptions,
     SequenceOptions,
     command,
 )
@@ -37,6 +39,10 @@ from trim_graph.errors import SettingsError
             "--target is 'firm': choose soft or hard",
         ),
         (lambda: SequenceOptions(out="o", prices=[0.1], patience=0), "--patience is 0: choose 1 or more"),
+        (lambda: SequenceOptions(out="o", prices=[0.1], rounds=0), "--rounds is 0: choose 1 or more"),
+        (lambda: SequenceOptions(out="o", prices=[0.1], steps=-1), "--steps is -1: choose 0 or more"),
+        (lambda: ScorerOptions(labels=[], out="o", learning_rate=0.0), "--learning-rate is 0.0: choose a"),
+        (lambda: PlanOptions(source="t.jsonl", out="p.json", bins=0), "--bins is 0: choose 2 or more"),
     ],
 )
 def test_python_callers_get_the_errors_of_the_command_line(make, message):

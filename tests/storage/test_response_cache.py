@@ -7,10 +7,12 @@ from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration
 
 from trim_graph import SettingsError, create_trim_graph
-from trim_graph.adapters import ChatVLLM
+from trim_graph.adapters import ChatTransformers, ChatVLLM
 from trim_graph.config import build_parts, make_config
 from trim_graph.errors import StorageError
-from trim_graph.policies import threshold
+from trim_graph.examples.arithmetic import SMALL, stream_problems
+from trim_graph.policies import small_only, threshold
+from trim_graph.segmentation import as_segmentation, delimiter, markdown, pattern, stop_arguments
 from trim_graph.storage.response_cache import ResponseCache
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
 
@@ -91,6 +93,45 @@ def test_limits_on_time_and_attempts_are_no_part_of_a_request():
     assert model._get_llm_string(max_tokens=7) != model._get_llm_string(max_tokens=8)
     other = ChatVLLM(model="other", base_url="http://localhost:1")
     assert model._get_llm_string() != other._get_llm_string()
+
+
+def test_a_step_that_is_watched_is_a_request_of_its_segmentation():
+    model = ChatVLLM(model="m")
+
+    def key(segmentation, partial_text=""):
+        made = stop_arguments(segmentation, None, None, partial_text=partial_text, takes_stop_when=True)
+        return model._get_llm_string(**made)
+
+    different = [
+        *(pattern(r"\n+(?=Step)"), pattern(r"\n+"), markdown(), delimiter()),
+        *(markdown().continuing(cut) for cut in ("```", "$$")),
+    ]
+    keys = [key(one) for one in different]
+    assert keys == [key(one.model_copy()) for one in different]
+    assert len({*keys, key(different[0], "a"), key(different[0], "b")}) == len(different) + 2
+    ends = as_segmentation(lambda text: None)
+    assert key(ends) != key(ends)  # what a function does may have changed since
+    at_once = bool
+    assert model._get_llm_string(stop_when=at_once) != model._get_llm_string(stop_when=at_once)
+    assert model._get_llm_string(stop_when=None) == model._get_llm_string(stop_when=None)
+
+
+def test_equal_calls_of_watched_steps_are_made_once_by_two_processes(tmp_path):
+    """As two commands make them: nothing but the file is common to both graphs."""
+    asked = []
+    for _ in range(2):
+        cache = ResponseCache(tmp_path / "calls.db")
+        model = ChatTransformers(model=str(SMALL), cache=cache)
+        graph = create_trim_graph(
+            model, model, policy=small_only(), segmentation=pattern(r"\n\s*"), max_steps=3
+        )
+        graph.invoke(
+            {"messages": [("user", next(stream_problems("standard", part="test", seed=0)).question)]}
+        )
+        asked.append((cache.hits, cache.misses))
+        cache.close()
+    assert asked[0][1] > 1
+    assert asked[1] == (sum(asked[0]), 0)
 
 
 def test_a_damaged_response_is_an_error_that_names_the_file(cache):

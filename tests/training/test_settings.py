@@ -75,7 +75,8 @@ def test_a_pattern_that_cannot_be_compiled_is_refused():
         ({"rows": 0}, "rows is 0: choose 1 or more"),
         ({"patience": 0}, "patience is 0: choose 1 or more"),
         ({"steps": 0, "simulated_steps": 0}, "training: steps and simulated_steps are both 0"),
-        ({"steps": -1, "simulated_steps": 0}, "training: steps and simulated_steps are both 0"),
+        ({"steps": -1}, "steps is -1: choose 0 or more"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan: choose 0 or more"),
     ],
 )
 def test_wrong_settings_of_a_policys_training_are_refused(settings, message):

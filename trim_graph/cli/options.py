@@ -720,9 +720,11 @@ class PlanOptions(Options):
         float | None, typer.Option(help="Chance that the large model's step is right; replaces the source's.")
     ] = None
     tokens: Annotated[float | None, typer.Option(help="Tokens of a draft; replaces the source's.")] = None
-    bins: Annotated[int | None, typer.Option(help="Bins of a score, where traces are read; default: 20.")] = (
-        None
-    )
+    bins: Annotated[
+        int | None,
+        typer.Option(help="Bins of a score, where traces are read; default: 20."),
+        Bound(lambda value: value >= 2, "choose 2 or more"),
+    ] = None
     model_out: Annotated[Path | None, typer.Option(help="Write the step model to this file.")] = None
     plot: Annotated[
         Path | None, typer.Option(help="Draw the step model, and the traces beside it (.png, .svg, .pdf).")
@@ -782,7 +784,7 @@ class TrainOptions(Options):
         typer.Option("--rollouts", help="Folder that keeps the models' rollouts for the next time."),
     ] = None
     rounds: Annotated[
-        int, typer.Option(help="Most runs of a question before training; more follow as needed.")
+        int, typer.Option(help="Most runs of a question before training; more follow as needed."), POSITIVE
     ] = 64
     concurrency: Annotated[int, typer.Option(help="Most runs under way at once."), POSITIVE] = 128
     ray: Ray = None

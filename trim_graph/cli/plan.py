@@ -122,7 +122,7 @@ def _model(options: PlanOptions) -> tuple[StepModel, Any]:
             data,
             p_large=options.p_large,
             tokens=tokens,
-            bins=options.bins or 20,
+            bins=20 if options.bins is None else options.bins,
             made={"traces": source.name},
         )
         return model, data

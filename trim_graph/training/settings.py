@@ -127,7 +127,11 @@ class ScorerTraining(Bounded):
         Bound(lambda value: value > 0, "choose a number above 0", "g"),
         help="Most passes over the solutions, for lora and full.",
     )
-    learning_rate: float | None = setting(None, help="Peak; default: 1e-4 for lora, 1e-5 for full.")
+    learning_rate: float | None = setting(
+        None,
+        Bound(lambda value: 0 < value < float("inf"), "choose a number above 0, such as 0.0001"),
+        help="Peak; default: 1e-4 for lora, 1e-5 for full.",
+    )
     batch_size: int = setting(8, POSITIVE, help="Solutions in a batch.")
     patience: int = setting(3, POSITIVE, help="Looks at the validation questions without improvement.")
     """Training ends after so many in a row."""
@@ -177,9 +181,9 @@ class Training(Bounded):
         SettingsError: A value is out of its bound, or there is nothing to do.
     """
 
-    simulated_steps: int = setting(100_000, help="Most decisions on the simulator.")
+    simulated_steps: int = setting(100_000, NOT_NEGATIVE, help="Most decisions on the simulator.")
     """0 trains on rollouts alone."""
-    steps: int = setting(200_000, help="Most decisions on rollouts of the models.")
+    steps: int = setting(200_000, NOT_NEGATIVE, help="Most decisions on rollouts of the models.")
     """0 trains on the simulator alone."""
     rows: int = setting(64, POSITIVE)
     """Questions side by side."""
@@ -189,9 +193,9 @@ class Training(Bounded):
     """Decisions in a minibatch."""
     epochs: int = setting(8, POSITIVE)
     """Passes over them."""
-    learning_rate: float = 1e-3
+    learning_rate: float = setting(1e-3, NOT_NEGATIVE)
     """Learning rate of Adam."""
-    entropy: float = 0.003
+    entropy: float = setting(0.003, NOT_NEGATIVE)
     """Weight of the entropy bonus."""
     every: int = setting(4, POSITIVE)
     """Updates between two evaluations on the validation questions."""
@@ -204,7 +208,7 @@ class Training(Bounded):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if max(self.steps, self.simulated_steps) < 1:
+        if not (self.steps or self.simulated_steps):
             from trim_graph.errors import SettingsError
 
             raise SettingsError("training: steps and simulated_steps are both 0; there is nothing to do")
