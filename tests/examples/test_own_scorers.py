@@ -139,12 +139,9 @@ def test_a_second_run_trains_nothing(ran, monkeypatch):
     assert json.loads(json.dumps({**again, "date": document["date"]})) == document
 
 
-def test_every_combined_scorer_of_correctness_labels_that_was_measured_reads_the_token_probability():
+def test_every_combined_scorer_that_was_measured_reads_the_token_probability():
     stacking = json.loads(MEASURED.read_text())["stacking"]
-    # An advantage is no probability that a step is right, and the token probability says nothing of it.
-    assert stacking["advantage"] is None
-    labels = [name for name in (*METHODS, EXACT) if name != "advantage"]
-    assert all(stacking[name]["token_probability"] > 0 for name in labels)
+    assert all(stacking[name]["token_probability"] > 0 for name in (*METHODS, EXACT))
 
 
 def test_the_guide_has_the_tables_of_what_was_measured():
