@@ -33,8 +33,9 @@ from .folds import is_complete, join_ratings, join_runs, split_labels
 CONFIG = Path(__file__).parent / "trim.yaml"
 GRADER = "trim_graph.examples.text_to_sql.grading:grade"
 STAGES = ("token_probability", "train_scorers", "own_scorer", "report")
-THRESHOLDS = "0.5,0.6,0.7,0.8,0.9,0.95"
+THRESHOLDS = "0.82,0.86,0.9,0.93"
 OWN_THRESHOLDS = "0.5,0.65,0.8"
+RATES = "0.2,0.4"
 LENGTHS = Lengths(prompt=600, solution=80)
 """Roughly, by the tokenizer of Qwen2.5; the question has its schema with it."""
 
@@ -50,7 +51,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--policy", action="append", default=[], help="besides the thresholds, as of eval")
     parser.add_argument("--thresholds", default=THRESHOLDS, help="on token probability")
     parser.add_argument("--own-thresholds", default=OWN_THRESHOLDS, help="on the scorers of your own")
-    parser.add_argument("--random-rates", default="usual", help="as of eval")
+    parser.add_argument("--random-rates", default=RATES, help="as of eval")
     parser.add_argument("--rollouts", type=int, default=16, help="solutions of each question to be labelled")
     parser.add_argument("--tuning", choices=["head", "lora", "full"], default="head", help="of the scorers")
     parser.add_argument("--base", help="of the scorers: folder or hub id; default: the small model")
