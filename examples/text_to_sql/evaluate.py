@@ -36,6 +36,7 @@ STAGES = ("token_probability", "train_scorers", "own_scorer", "report")
 THRESHOLDS = "0.82,0.86,0.9,0.93"
 OWN_THRESHOLDS = "0.5,0.65,0.8"
 RATES = "0.2,0.4"
+"""Of random routing."""
 LENGTHS = Lengths(prompt=600, solution=80)
 """Roughly, by the tokenizer of Qwen2.5; the question has its schema with it."""
 

@@ -102,6 +102,29 @@ def test_they_are_kept_in_a_file(explored, tmp_path):
         assert metrics[0] == metrics[1]
 
 
+def test_one_run_of_a_question_explores_what_a_policy_takes(explored):
+    partly = Rollouts(questions(N), build)
+    asyncio.run(partly.explore(1))
+    for t in (0.05, 0.3, 0.15, 0.95):
+        before = partly.runs
+        found, known = (evaluate_offline(one, threshold(t), follow=True) for one in (partly, explored))
+        assert partly.runs <= before + N
+        assert [(one.correct, one.large_tokens) for one in found] == [
+            (one.correct, one.large_tokens) for one in known
+        ]
+    assert partly.runs > 2 * N
+
+
+def test_runs_that_were_recorded_before_count_among_the_rounds(explored):
+    again = Rollouts(questions(N), build)
+    asyncio.run(again.explore(2))
+    resumed = Rollouts(questions(N), build)
+    resumed.add(again.traces[:-1])
+    assert asyncio.run(resumed.explore(2)) == sum(tree.unexplored() is not None for tree in again.trees) > 0
+    assert resumed.runs == 1
+    assert max(tree.runs for tree in resumed.trees) == 2
+
+
 def test_without_a_graph_only_what_is_known_can_be_taken():
     with pytest.raises(RolloutError, match="not recorded, and there is no graph"):
         evaluate_offline(Rollouts(questions(1)), small_only())

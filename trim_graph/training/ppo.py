@@ -91,7 +91,7 @@ def score(rollouts: Rollouts, policy: Any, price: float) -> Score:
         policy: Any policy that accepts and regenerates.
         price: Price of a large token, in right answers.
     """
-    ended = evaluate_offline(rollouts, policy)
+    ended = evaluate_offline(rollouts, policy, follow=isinstance(policy, LearnedPolicy))
     accuracy = sum(one.correct for one in ended) / len(ended)
     tokens = sum(one.large_tokens for one in ended) / len(ended)
     return Score(accuracy - price * tokens, accuracy, tokens)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, cast
 
 from trim_graph.budget import Writer
@@ -85,13 +86,14 @@ class Tree:
     Attributes:
         contradictions: How often a run wrote another text than an earlier run at the same node. The last
             text is kept.
+        runs: Count of the runs that were added.
     """
 
     def __init__(self, question: Question) -> None:
         self.question = question
         self.nodes: dict[tuple[str, ...], Node] = {}
         self.root = self.node(())
-        self.contradictions = 0
+        self.contradictions = self.runs = 0
 
     def add(self, trace: Trace) -> None:
         """Adds a run to the tree.
@@ -106,6 +108,7 @@ class Tree:
         for step in trace["steps"]:
             node = self._step(node, step)
         node.ended, node.correct = True, bool(trace["correct"])
+        self.runs += 1
 
     def unexplored(self) -> list[bool] | None:
         """Returns the script of the shortest run into an unexplored branch; None where there is none."""
@@ -237,26 +240,28 @@ class Rollouts:
         """Runs each question until its tree has no unexplored branch.
 
         Args:
-            rounds: Most runs of a question.
+            rounds: Most runs of a question, those that were added before included.
             on_round: Called after each round with its number and the number of unexplored questions.
 
         Returns:
             How many questions have unexplored branches left. These are run once a rollout takes them.
         """
-        left = 0
-        for done in range(rounds + 1):
-            scripts = {
+        done = 0
+        while True:
+            open_ones = {
                 index: script
                 for index, tree in enumerate(self.trees)
                 if (script := tree.unexplored()) is not None
             }
-            left = len(scripts)
             if on_round is not None:
-                on_round(done, left)
-            if not scripts or done == rounds:
-                break
+                on_round(done, len(open_ones))
+            scripts = {
+                index: script for index, script in open_ones.items() if self.trees[index].runs < rounds
+            }
+            if not scripts:
+                return len(open_ones)
             await self._run(scripts)
-        return left
+            done += 1
 
     def expand(self, scripts: Mapping[int, Script]) -> None:
         """Runs questions by scripts, all at a time, to explore the branches that rollouts take.
@@ -266,6 +271,18 @@ class Rollouts:
         """
         asyncio.run(self._run(scripts))
 
+    def follow(self, policy: Policy, indexes: Collection[int]) -> None:
+        """Runs questions by a policy, all at a time: one run explores all branches that it takes.
+
+        Without a graph nothing is run.
+
+        Args:
+            policy: Decides on every draft by its score.
+            indexes: Of the questions.
+        """
+        if self._build is not None:
+            asyncio.run(self._run_each(self._build(policy), indexes))
+
     async def _run(self, scripts: Mapping[int, Script]) -> None:
         if self._build is None:
             raise RolloutError("a rollout takes a branch that was not recorded, and there is no graph to run")
@@ -273,13 +290,14 @@ class Rollouts:
             self._built = self._build(self._scripted)
         for index, script in scripts.items():
             self._scripted.scripts[self.trees[index].question.text] = script
-        graph = self._built
+        await self._run_each(self._built, scripts)
 
+    async def _run_each(self, graph: Any, indexes: Collection[int]) -> None:
         async def work(index: int) -> None:
             record = await run_question(graph, WorkItem(index, 0, self.trees[index].question))
             self.keep(trace_of(record, SOURCE))
 
-        await run_each(work, scripts, concurrency=min(self.concurrency, len(scripts)))
+        await run_each(work, indexes, concurrency=min(self.concurrency, len(indexes)))
 
     def nondeterminism_error(self, index: int) -> RolloutError:
         """Returns the error of a question whose models wrote another text when asked again."""
@@ -312,13 +330,18 @@ class UnexploredBranch(Exception):
         self.script = script
 
 
-def run_batched(rollouts: Rollouts, run: Callable[[Rollout], None]) -> list[Rollout]:
+def run_batched(
+    rollouts: Rollouts,
+    run: Callable[[Rollout], None],
+    follow: Callable[[Collection[int]], None] | None = None,
+) -> list[Rollout]:
     """Runs a rollout of each question; unexplored branches are expanded for all questions at a time.
 
     Args:
         rollouts: Trees of the questions.
         run: Takes the decisions of one rollout, up to its end. It is called with a new rollout once an
             unexplored branch is expanded, and must then decide the same again.
+        follow: Explores what `run` takes of questions, before their branches are expanded one by one.
 
     Returns:
         The ended rollouts, in the order of the questions.
@@ -339,9 +362,12 @@ def run_batched(rollouts: Rollouts, run: Callable[[Rollout], None]) -> list[Roll
                 if before.get(index) == branch.script:
                     raise rollouts.nondeterminism_error(index) from None
                 unexplored[index] = branch.script
-        if unexplored:
-            rollouts.expand(unexplored)
         left = list(unexplored)
+        if follow is not None and unexplored:
+            follow(left)
+            follow, unexplored = None, {}
+        elif unexplored:
+            rollouts.expand(unexplored)
     return [ended[index] for index in range(len(rollouts))]
 
 
@@ -518,13 +544,17 @@ _NO_LIMIT = 1_000_000
 """Supersteps of a rollout: they are not limited."""
 
 
-def evaluate_offline(rollouts: Rollouts, policy: Policy, *, seed: int = 0) -> list[Rollout]:
+def evaluate_offline(
+    rollouts: Rollouts, policy: Policy, *, seed: int = 0, follow: bool = False
+) -> list[Rollout]:
     """Evaluates a policy on rollout trees, by the rules of the graph's own router.
 
     Args:
         rollouts: Trees of the questions.
         policy: The policy.
         seed: The ``seed`` of the graph's settings, on which random policies draw.
+        follow: Whether the policy itself runs questions with unexplored branches first, in one run each. It
+            must decide on every draft by its score, as a learned policy does.
 
     Returns:
         The ended rollouts, in the order of the questions.
@@ -545,7 +575,7 @@ def evaluate_offline(rollouts: Rollouts, policy: Policy, *, seed: int = 0) -> li
             state = _with_recorded(rollout, policy, reduce_state(state, action.update))
             view = view.after(state)
 
-    return run_batched(rollouts, run)
+    return run_batched(rollouts, run, partial(rollouts.follow, policy) if follow else None)
 
 
 def _initial_state(rollout: Rollout, settings: dict[str, object], seed: int) -> TrimState:
@@ -593,6 +623,9 @@ def _with_recorded(rollout: Rollout, policy: Policy, state: TrimState) -> TrimSt
 
 def _draft(rollout: Rollout, request: StepRequest) -> Draft:
     node, large = rollout.node, request["writer"] == "large"
+    # Whether the small model's step ends the solution only counts where it is accepted, which explores it.
+    known = large or node.after(False) is not None or (node.draft is not None and node.draft.ends is not None)
+    ends = known and rollout.ends(large)
     written = node.large if large else node.draft
     assert written is not None
     return Draft(
@@ -601,6 +634,6 @@ def _draft(rollout: Rollout, request: StepRequest) -> Draft:
         model="",
         tokens=written.tokens,
         mean_token_probability=None if large else written.probability,
-        end="eos" if rollout.ends(large) else "delimiter",
+        end="eos" if ends else "delimiter",
         score=node.draft_score if request["needs_score"] else None,
     )
