@@ -42,7 +42,9 @@ THRESHOLDS = {
     "judge": "0.3,0.5,0.7,0.9",
     "own_scorer": "0.83,0.87,0.91,0.95",
 }
-LEARNED_THRESHOLDS = "0.1,0.3,0.5,0.7,0.9"
+LEARNED_THRESHOLDS = "0.3,0.5,0.75"
+CHOSEN_ON, LOOKS = 64, 8
+"""Validation questions on which the learned policy is chosen, and about how often each is run for that."""
 COSTS_PER_TOKEN = ("0.02", "0.04", "0.06", "0.09")
 """Of planned policies, where a right answer is worth 100."""
 LARGE_TOKEN_PRICE = "0.0005"
@@ -223,8 +225,8 @@ def _make_policies(given: argparse.Namespace) -> Iterator[list[str]]:
     if not learned.exists():
         yield ["train", "aggregate", "--config", config, "--dataset", dataset(given.out / "held-out.jsonl"),
                "--validation-dataset", dataset(given.out / "validation.jsonl"), "-n", str(given.held_out),
-               "--validation", str(min(given.validation, given.held_out)), "--simulator", traces,
-               "--rounds", "4", "--lambda", LARGE_TOKEN_PRICE, "--out", str(folder),
+               "--validation", str(min(given.validation, CHOSEN_ON)), "--simulator", traces,
+               "--steps", "0", "--rounds", "1", "--lambda", LARGE_TOKEN_PRICE, "--out", str(folder),
                "--rollouts", str(given.out / "rollouts"), *_concurrency(given)]  # fmt: skip
     planned = [part for file in planned_files(folder) for part in ("--policy", str(file))]
     yield [*_evaluation(given, f"policies_on_{scorer}", scorer), *planned,
@@ -259,6 +261,8 @@ def expected_hours(given: argparse.Namespace) -> float:
     drafted += 8 * given.held_out * bool({"policies", "scorers"} & set(given.stage))
     drafted += 12 * min(ORACLE_N, given.n) * ("oracle" in given.stage)
     routed, alone = given.n * count_arms(given), given.n + given.validation
+    if "policies" in given.stage:
+        routed += given.held_out + LOOKS * min(given.validation, CHOSEN_ON)
     return own_pair.hours(given, LENGTHS, routed=routed, alone=alone, drafted=drafted)
 
 
