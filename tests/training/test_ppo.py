@@ -75,6 +75,13 @@ def test_it_learns_to_regenerate_what_scores_low(kind, simulated, sets, tmp_path
     assert files[2].read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_training_leaves_no_temporary_files(sets, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    given = Training(simulated_steps=0, steps=64, rows=8, rollout=8, batch=32, epochs=1)
+    train("aggregate", 0.01, rollouts=sets[0], validation=sets[1], training=given)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_spread_of_features_is_measured_without_a_further_run():
     found = Rollouts(questions(4), build)
     asyncio.run(found.explore(2))

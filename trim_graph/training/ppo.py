@@ -21,6 +21,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
@@ -168,7 +169,7 @@ def _learner(kind: Kind, env: RoutingVecEnv, spread: tuple[Any, Any], given: Tra
             "features_extractor_kwargs": {"mean": mean, "scale": scale, "width": given.width},
             "net_arch": {"pi": [], "vf": [given.width]},
         }
-    return PPO(
+    learner = PPO(
         "MlpPolicy",
         env,
         n_steps=given.rollout,
@@ -182,6 +183,8 @@ def _learner(kind: Kind, env: RoutingVecEnv, spread: tuple[Any, Any], given: Tra
         seed=seed,
         device="cpu",
     )
+    learner.set_logger(Logger(None, []))  # its own one makes a folder among the temporary files
+    return learner
 
 
 SAMPLED = 64
