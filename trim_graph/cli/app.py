@@ -192,6 +192,9 @@ TRAINED = """\
 The models are run first, and what they wrote is kept: to train on it again needs
 no model. That is exact for models at temperature 0. --rollouts resumes from what
 it holds; what other models, settings or datasets have left there is refused.
+With slow models, --steps 0 --rounds 1 trains on the simulator alone: the models
+then run each training question once, and each validation question once for each
+look, where the policy goes a way that is not recorded.
 """
 
 
