@@ -53,6 +53,9 @@ HINDSIGHT = (
     "right by chance."
 )
 
+WHOLE = "cascades, query router"
+"""Label of the methods that route whole questions, in the picture."""
+
 TIMES = (
     "Wall clock: seconds of all questions together. Tokens a second: what both models wrote in that time, "
     "drafts that were not kept included."
@@ -427,27 +430,28 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def draw(document: Mapping[str, Any], stem: Path) -> None:
-    """Draws accuracy against share: each scorer's sweep, policies and cascade, each other baseline once."""
+    """Draws accuracy against share: sweeps, policies and random routing; beside them methods of questions."""
     runs, steps, whole = document["runs"], list[ArmPoint](), list[ArmPoint]()
     drawn: dict[str, str] = {}
     for name, run in runs.items():
         scorer = name.removeprefix(POLICIES_ON).replace("_", " ")
         for arm in run["arms"]:
-            if arm["kind"] == "reference":
+            kind = arm["kind"]
+            if kind == "reference":
                 continue
-            family, kind = arm["family"], arm["kind"]
-            if kind in ("sweep", "policy") and name.startswith(POLICIES_ON):
-                family = f"{'learned policy' if kind == 'sweep' else 'planned policies'}, {scorer}"
-            elif kind in ("sweep", "policy"):
-                family = scorer
-            elif family == "score_cascade":
-                family = f"{family}, {scorer}"
-            if drawn.setdefault(family, name) == name:
-                (whole if arm["family"] in QUERY_LEVEL else steps).append(_point(arm, family))
-    points = [*steps, *whole]
+            if arm["family"] in QUERY_LEVEL:
+                whole.append(_point(arm, WHOLE)._replace(accuracy_interval=None))
+            elif kind not in ("sweep", "policy"):
+                if drawn.setdefault(arm["family"], name) == name:  # it reads no scores: one run will do
+                    named = "random routing of steps" if arm["family"] == "random" else arm["family"]
+                    steps.append(_point(arm, named))
+            elif name.startswith(POLICIES_ON):
+                steps.append(_point(arm, "learned policy" if kind == "sweep" else "planned policies"))
+            else:
+                steps.append(_point(arm, scorer))
     first = next(iter(runs.values()))
     small, large = (_point(_arm(first, name), name) for name in (SMALL, LARGE))
-    for file in save_plot(draw_accuracy(points, small, large), stem):
+    for file in save_plot(draw_accuracy(steps, small, large, beside=whole), stem):
         if file.suffix != ".png":
             file.unlink()
 

@@ -53,6 +53,19 @@ def test_accuracy_lies_beside_the_line_of_random_query_routing():
     ]
 
 
+def test_other_methods_lie_beside_as_grey_points_that_are_not_joined():
+    beside = [ArmPoint("cascade", share, 0.5) for share in (0.2, 0.6)]
+    figure = draw_accuracy(POINTS, SMALL, LARGE, beside=beside)
+    data = {box.get_label(): box for box in figure.axes[0].containers}["cascade"].lines[0]
+    assert data.get_xydata().tolist() == [[0.2, 0.5], [0.6, 0.5]]
+    assert (data.get_linestyle(), data.get_color()) == (
+        "None",
+        lines_of(figure)["whole questions at random"].get_color(),
+    )
+    assert len(figure.legends) == 1  # below the axes, where it hides none of them
+    assert legend_of(figure)[3] == "cascade"
+
+
 def test_a_legend_of_many_families_hides_no_point():
     many = [ArmPoint(f"family {number}", number / 10, 0.5) for number in range(9)]
     figure = draw_accuracy(many, SMALL, LARGE)

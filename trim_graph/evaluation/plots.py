@@ -86,7 +86,12 @@ def _writing() -> Iterator[None]:
 
 
 def draw_accuracy(
-    points: Sequence[ArmPoint], small: ArmPoint, large: ArmPoint, *, dark: bool = False
+    points: Sequence[ArmPoint],
+    small: ArmPoint,
+    large: ArmPoint,
+    *,
+    beside: Sequence[ArmPoint] = (),
+    dark: bool = False,
 ) -> Figure:
     """Draws accuracy against the share of large tokens.
 
@@ -95,6 +100,7 @@ def draw_accuracy(
         small: The small model alone.
         large: The large model alone. The straight line between the two is what giving whole questions to one
             of the models at random reaches on average.
+        beside: Points of other methods, to compare with: grey, and not joined.
         dark: Whether it is to be shown on a dark ground.
 
     Raises:
@@ -107,14 +113,17 @@ def draw_accuracy(
         axes.plot(*ends, "--", color=grey, linewidth=1.2, label="whole questions at random")
         for point, mark in ((small, "o"), (large, "s")):
             _draw_points(axes, [point], fmt=mark, color=grey, label=_short(point.family))
+        for family in dict.fromkeys(point.family for point in beside):
+            others = [point for point in beside if point.family == family]
+            _draw_points(axes, others, fmt="x", color=grey, label=_short(family))
         families = dict.fromkeys(point.family for point in points)
         for number, family in enumerate(families):
             joined = sorted((p for p in points if p.family == family), key=lambda point: point.share)
             style = {"color": _colour(number, dark), "label": _short(family)}
             _draw_points(axes, joined, fmt=f"{MARKS[(number + 2) % len(MARKS)]}-", **style)
         axes.set(xlabel="large tokens, as a share of the large model alone", ylabel="accuracy")
-        axes.set_xlim(-0.03, max([1.03, *(1.03 * point.share for point in points)]))
-        if len(families) > _INSIDE:
+        axes.set_xlim(-0.03, max([1.03, *(1.03 * point.share for point in [*points, *beside])]))
+        if beside or len(families) > _INSIDE:
             figure.legend(fontsize=8, loc="outside lower center", ncols=2)
         else:
             axes.legend(fontsize=8, loc="best")
